@@ -1,0 +1,164 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueHint};
+
+use crate::output::Format;
+use crate::progress::Style;
+
+/// Turns container images into cached, bootable microVM artifacts.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Keep the cache in this folder.
+    #[arg(long, global = true, env = "SMOLCELLAR_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Print data for people, or as one JSON object per line.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human, env = "SMOLCELLAR_FORMAT")]
+    pub(crate) format: Format,
+    /// Show progress as bars on a terminal and as lines elsewhere (auto), or always in one way.
+    #[arg(long, global = true, value_enum, default_value_t = Style::Auto, env = "SMOLCELLAR_PROGRESS")]
+    pub(crate) progress: Style,
+    /// Do not use the network.
+    #[arg(long, global = true, env = "SMOLCELLAR_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) offline: bool,
+    /// Give up on a lock after this many seconds (exit code 5).
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds, env = "SMOLCELLAR_LOCK_TIMEOUT")]
+    pub(crate) lock_timeout: Option<Duration>,
+    /// Show what the programs that are run print.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    /// Use the smolvm in this folder.
+    #[arg(long, global = true, env = "SMOLCELLAR_SMOLVM_DIR", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) smolvm_dir: Option<PathBuf>,
+    /// Use this container engine: docker, podman, or a path.
+    #[arg(long, global = true, env = "SMOLCELLAR_ENGINE", value_name = "PROGRAM")]
+    pub(crate) engine: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build agents into bootable artifacts, or find them in the cache.
+    BuildAgent(BuildAgent),
+    /// Boot an agent's artifact in a microVM and run it.
+    Launch(Launch),
+    /// Get the smolvm runtime ready, once.
+    Setup(Setup),
+    /// Look into the cache.
+    #[command(subcommand)]
+    Cache(Cache),
+    /// Run all tests, installing what they need.
+    Test(Test),
+    /// Measure, and compare with the programs this replaces.
+    Bench(Bench),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct BuildAgent {
+    /// The agents to build; the only one if the configuration has one.
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Build every agent of the configuration.
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) all: bool,
+    /// Take the image from a `docker save` or OCI archive, an OCI layout folder, or `-` for standard input.
+    #[arg(long, value_name = "FILE|-", value_hint = ValueHint::AnyPath)]
+    pub(crate) archive: Option<PathBuf>,
+    /// Build for this platform.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Launch {
+    /// The agent to launch; the only one if the configuration has one.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Set a variable in the guest; may be repeated.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Let the guest reach these addresses and no others; may be repeated. Without it there is no network.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) allow_cidr: Vec<String>,
+    /// Run with this many virtual CPUs instead of the artifact's.
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u8>,
+    /// Run with this much memory instead of the artifact's.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) mem: Option<u32>,
+    /// What to run instead of the image's entrypoint and arguments.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Setup {
+    /// Install the pinned runtime again, even if there is one.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Cache {
+    /// Print where the cache is.
+    Dir,
+    /// List the artifacts, the last used first.
+    Ls,
+    /// Show what the cache takes on disk.
+    Du,
+    /// Hash everything in the cache again and say what is wrong (exit code 1 if anything is).
+    Verify,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {
+    /// Pass these to the test runner, for example the name of one test.
+    #[arg(last = true, value_name = "ARGS")]
+    pub(crate) args: Vec<String>,
+    /// Leave out the tests that boot machines (minutes).
+    #[arg(long)]
+    pub(crate) no_vm: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Bench {
+    /// How often each measurement is repeated; the median counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) runs: u32,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("'{text}' is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|_| format!("'{text}' is out of range"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_the_guests() {
+        let args = Args::try_parse_from(["x", "launch", "sample", "--", "/agent", "--format", "x"]).unwrap();
+        let Command::Launch(launch) = args.command else { panic!() };
+        assert_eq!(launch.command, ["/agent", "--format", "x"]);
+        assert_eq!(launch.name.as_deref(), Some("sample"));
+    }
+}

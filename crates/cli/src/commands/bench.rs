@@ -1,0 +1,181 @@
+//! `bench`: figures as ratios within one run, on an image of some 700 MB.
+//!
+//! Machines are noisy and differ; what is compared is measured in turns, and
+//! medians are what counts.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use smolcellar_engine::Engine;
+use smolcellar_store::{Digest, Event, Reporter};
+
+use crate::args::Bench;
+use crate::exit;
+use crate::format;
+use crate::host::{self, Measured};
+use crate::output::{self, Format};
+use crate::session::Session;
+
+const TAG: &str = "smolcellar-bench:latest";
+const BASE: &str = "smolcellar-bench-base:latest";
+
+pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
+    let say = |text: &str| session.progress.report(Event::Note { text });
+    let dir = host::workspace()?.join("target/bench");
+    let store = session.store()?;
+    let runtime = session.runtime(&store)?;
+    let engine = Engine::find(session.global.engine.as_deref())?;
+    let project = project(&dir, &engine, &say)?;
+    let bench = Runner { project, cache: dir.join("cache"), runtime: runtime.lib_dir };
+
+    // Once for nothing: the engine's own caches are warm for all of them.
+    let id = bench.build(&["--progress", "quiet"])?.0;
+    let image = id["image_id"].as_str().context("build-agent named no image")?.parse::<Digest>()?;
+    let (mut saves, mut misses, mut stages, mut hits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut peak = 0;
+    for round in 1..=args.runs {
+        say(&format!("round {round} of {}: docker save, a miss, a hit", args.runs));
+        host::settle();
+        let began = Instant::now();
+        drain(&engine, &image)?;
+        saves.push(began.elapsed());
+        bench.forget()?;
+        host::settle();
+        let (result, measured) = bench.build(&["--progress", "quiet"])?;
+        if stage(&result, "smolmachine")?.0 != "miss" {
+            bail!("the cache was emptied, and still it hit");
+        }
+        misses.push(measured.wall);
+        stages.push(measured.wall.saturating_sub(stage(&result, "image")?.1));
+        peak = peak.max(measured.peak);
+        let (result, measured) = bench.build(&["--progress", "quiet"])?;
+        if stage(&result, "smolmachine")?.0 != "hit" {
+            bail!("the second build was no hit");
+        }
+        hits.push(measured.wall.saturating_sub(stage(&result, "image")?.1));
+    }
+    bench.forget()?;
+    let (save, miss, work, hit) = (median(saves), median(misses), median(stages), median(hits));
+    let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    let figures = json!({
+        "runs": args.runs,
+        "docker_save_seconds": save.as_secs_f64(),
+        "miss_seconds": miss.as_secs_f64(),
+        "miss_without_docker_build_seconds": work.as_secs_f64(),
+        "miss_over_docker_save": ratio(miss, save),
+        "miss_without_docker_build_over_docker_save": ratio(work, save),
+        "hit_without_docker_build_seconds": hit.as_secs_f64(),
+        "peak_memory_bytes": peak,
+    });
+    if session.global.format == Format::Json {
+        output::json(&figures)?;
+        return Ok(exit::OK);
+    }
+    let row = |name: &str, value: String, limit: &str| vec![name.to_owned(), value, limit.to_owned()];
+    let rows = [
+        row("docker save to nowhere", format::seconds(save.as_secs_f64()), ""),
+        row("build-agent, a miss", format::seconds(miss.as_secs_f64()), ""),
+        row("  over docker save", format!("{:.2}", ratio(miss, save)), "1.5"),
+        row("  the same, docker build apart", format!("{:.2}", ratio(work, save)), "1.5"),
+        row("build-agent, a hit, docker build apart", format!("{:.1} ms", hit.as_secs_f64() * 1e3), "50 ms"),
+        row("peak memory of a miss", format::bytes(peak), "128 MiB"),
+    ];
+    output::table(&["MEDIAN OF", &format!("{} RUNS", args.runs), "AIM"], &[false, true, true], &rows)?;
+    Ok(exit::OK)
+}
+
+/// The program under measure, on a project and a cache of its own.
+struct Runner {
+    project: PathBuf,
+    cache: PathBuf,
+    runtime: PathBuf,
+}
+
+impl Runner {
+    fn build(&self, extra: &[&str]) -> Result<(Value, Measured)> {
+        let env = [
+            ("SMOLCELLAR_CACHE_DIR", self.cache.as_os_str()),
+            ("SMOLCELLAR_SMOLVM_DIR", self.runtime.as_os_str()),
+        ];
+        let args = [&["build-agent", "big", "--format", "json"][..], extra].concat();
+        let measured = host::measure(&args, &self.project, &env)?;
+        let result = serde_json::from_str(&measured.stdout).context("build-agent printed no JSON")?;
+        Ok((result, measured))
+    }
+
+    /// Empties the cache, but for what was derived from the runtime.
+    fn forget(&self) -> Result<()> {
+        for bucket in ["blobs-v1", "images-v1", "machines-v1", "pointers-v1"] {
+            let path = self.cache.join(bucket);
+            if path.exists() {
+                std::fs::remove_dir_all(&path)
+                    .with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stage<'a>(result: &'a Value, name: &str) -> Result<(&'a str, Duration)> {
+    let stages = result["stages"].as_array().context("there are no stages")?;
+    let stage = stages.iter().find(|stage| stage["name"] == name).context("a stage is missing")?;
+    let seconds = stage["seconds"].as_f64().context("a stage has no seconds")?;
+    Ok((stage["status"].as_str().unwrap_or_default(), Duration::from_secs_f64(seconds)))
+}
+
+fn drain(engine: &Engine, image: &Digest) -> Result<()> {
+    let mut stream = engine.save(image)?;
+    std::io::copy(&mut stream, &mut std::io::sink()).context("cannot read docker save")?;
+    Ok(stream.finish()?)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// An image of some 700 MB: a Debian build system, 60 MB that zstd cannot
+/// shrink, and a few changes in layers of their own.
+fn project(dir: &Path, engine: &Engine, say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let context = dir.join("project/context");
+    std::fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;
+    if engine.inspect(BASE)?.is_none() {
+        if !host::has("debootstrap") {
+            say("installing the Debian package debootstrap, once");
+            host::apt_install(&["debootstrap"])?;
+        }
+        say("making the base image with debootstrap, once (some minutes)");
+        host::import_debian(&dir.join("tree"), BASE)?;
+    }
+    let scratch = dir.join("tmp");
+    std::fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+    let put = |path: &str, bytes: &[u8]| {
+        smolcellar_store::fsio::write_atomic(&scratch, &dir.join("project").join(path), bytes)
+    };
+    put("smolcellar.toml", format!("[agent.big]\ncontext = \"context\"\nimage = \"{TAG}\"\n").as_bytes())?;
+    put("context/Dockerfile", DOCKERFILE.replace("BASE", BASE).as_bytes())?;
+    if !context.join("noise").is_file() {
+        put("context/noise", &noise(60_000_000))?;
+    }
+    Ok(dir.join("project"))
+}
+
+const DOCKERFILE: &str = "FROM BASE
+COPY noise /opt/noise
+RUN rm -r /usr/share/doc/bash && ln /opt/noise /opt/noise-too && echo changed > /etc/motd
+ENTRYPOINT [\"/bin/bash\"]
+";
+
+/// Bytes that do not compress and are the same every time.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(next).take(length / 8).flatten().collect()
+}

@@ -1,0 +1,110 @@
+//! `build-agent`: agents into artifacts.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use smolcellar_engine::Engine;
+use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageStatus};
+use smolcellar_store::Store;
+
+use crate::args::BuildAgent;
+use crate::config::bare_agent;
+use crate::exit::{self, Usage};
+use crate::format;
+use crate::output::{self, Format};
+use crate::session::Session;
+
+pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
+    let agents = agents(session, args)?;
+    let store = session.store()?;
+    let began = Instant::now();
+    let mut outcomes = Vec::new();
+    for agent in &agents {
+        outcomes.push(build(session, &store, agent)?);
+    }
+    if session.global.format == Format::Human {
+        output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
+    }
+    Ok(exit::OK)
+}
+
+/// Builds one agent and prints what came of it.
+fn build(session: &Session, store: &Store, agent: &AgentSpec) -> Result<Outcome> {
+    let human = session.global.format == Format::Human;
+    // Set-up may have things to say of its own.
+    session.runtime(store)?;
+    if human {
+        output::line(&agent.name)?;
+    }
+    let outcome = build_with(session, store, agent, &session.progress)?;
+    if human {
+        output::line(&format!("  {}", outcome.artifact.display()))?;
+    } else {
+        output::json(&outcome)?;
+    }
+    Ok(outcome)
+}
+
+/// Builds one agent; who hears of it is `observer`.
+pub(crate) fn build_with(
+    session: &Session,
+    store: &Store,
+    agent: &AgentSpec,
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let engine = match &agent.source {
+        Source::Build { .. } => Some(Engine::find(session.global.engine.as_deref())?),
+        Source::Archive(_) | Source::Stdin => None,
+    };
+    let runtime = session.runtime(store)?;
+    let context = Context { store, runtime: &runtime, engine: engine.as_ref(), observer };
+    smolcellar_pipeline::run(context, agent).with_context(|| format!("cannot build agent '{}'", agent.name))
+}
+
+fn agents(session: &Session, args: &BuildAgent) -> Result<Vec<AgentSpec>> {
+    let platform = args.platform.as_deref();
+    let config = session.config()?;
+    if let Some(archive) = &args.archive {
+        let source = match archive == Path::new("-") {
+            true => Source::Stdin,
+            false => Source::Archive(archive.clone()),
+        };
+        return match (args.names.as_slice(), config) {
+            ([], _) if !args.all => {
+                let here = std::env::current_dir().context("cannot tell the working folder")?;
+                Ok(vec![bare_agent(source, here, platform)?])
+            }
+            ([name], Some(config)) => Ok(vec![config.agent(name, Some(source), platform)?]),
+            ([name], None) => {
+                Err(Usage(format!("there is no configuration that could name agent '{name}'")).into())
+            }
+            _ => Err(Usage("--archive holds one image: name one agent at most".into()).into()),
+        };
+    }
+    let config = match config {
+        Some(config) => config,
+        None => session.need_config()?,
+    };
+    let names: Vec<&str> = match args.names.as_slice() {
+        [] if args.all => config.names().collect(),
+        [] => vec![config.only()?],
+        names => names.iter().map(String::as_str).collect(),
+    };
+    names.into_iter().map(|name| config.agent(name, None, platform)).collect()
+}
+
+/// One line for all of it.
+fn total(outcomes: &[Outcome], seconds: f64) -> String {
+    let stages = || outcomes.iter().flat_map(|outcome| &outcome.stages);
+    let count = |status| stages().filter(|stage| stage.status == status).count();
+    let size = outcomes.iter().map(|outcome| outcome.size).sum();
+    let agents = if outcomes.len() == 1 { "1 agent".into() } else { format!("{} agents", outcomes.len()) };
+    format!(
+        "{agents}, {}, {} hits, {} misses, {}",
+        format::bytes(size),
+        count(StageStatus::Hit),
+        count(StageStatus::Miss),
+        format::seconds(seconds)
+    )
+}

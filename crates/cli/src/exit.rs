@@ -1,0 +1,49 @@
+//! Exit codes, all in one place.
+
+use smolcellar_launcher::LaunchError;
+use smolcellar_pipeline::PipelineError;
+use smolcellar_store::StoreError;
+
+/// It worked.
+pub(crate) const OK: u8 = 0;
+/// It failed.
+pub(crate) const FAILED: u8 = 1;
+/// The command line or the configuration is wrong.
+pub(crate) const USAGE: u8 = 2;
+/// Another process kept a lock for longer than `--lock-timeout`.
+pub(crate) const LOCK_TIMEOUT: u8 = 5;
+/// `launch` failed itself: any other code is the guest's, or 128 plus the
+/// number of the signal that ended it.
+pub(crate) const LAUNCHER: u8 = 125;
+
+/// A mistake of the caller's: exits with [`USAGE`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Usage(pub(crate) String);
+
+/// The code for an error.
+pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
+    if error.chain().any(is_lock_timeout) {
+        LOCK_TIMEOUT
+    } else if error.chain().any(|cause| cause.is::<Usage>()) {
+        USAGE
+    } else if in_guest {
+        LAUNCHER
+    } else {
+        FAILED
+    }
+}
+
+/// The crates pass store errors on transparently: the chain shows the wrapper.
+fn is_lock_timeout(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let store = if let Some(PipelineError::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else if let Some(LaunchError::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else if let Some(smolcellar_smolvm::Error::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else {
+        cause.downcast_ref()
+    };
+    matches!(store, Some(StoreError::LockTimeout { .. }))
+}

@@ -1,0 +1,54 @@
+//! Numbers as people read them.
+
+use std::time::{Duration, SystemTime};
+
+/// Bytes with a binary unit: "14.9 MiB".
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    // 1023.95 would print as 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Seconds with two decimals: "0.31 s".
+pub(crate) fn seconds(seconds: f64) -> String {
+    format!("{seconds:.2} s")
+}
+
+/// How long ago, in the largest unit: "3 h ago".
+pub(crate) fn ago(time: SystemTime) -> String {
+    let Ok(age) = SystemTime::now().duration_since(time) else { return "just now".into() };
+    // What was never used has the first of all times.
+    if age > Duration::from_secs(40 * 365 * 86400) {
+        return "never".into();
+    }
+    match age.as_secs() {
+        0..60 => "just now".into(),
+        s @ 60..3600 => format!("{} min ago", s / 60),
+        s @ 3600..172_800 => format!("{} h ago", s / 3600),
+        s => format!("{} d ago", s / 86400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_change_units_where_the_number_would_reach_1024() {
+        let texts = [0, 1023, 1024, 1_048_524, 1_048_576, 15_623_782].map(bytes);
+        assert_eq!(texts, ["0 B", "1023 B", "1.0 KiB", "1023.9 KiB", "1.0 MiB", "14.9 MiB"]);
+    }
+
+    #[test]
+    fn a_time_in_the_future_is_just_now() {
+        assert_eq!(ago(SystemTime::now() + Duration::from_secs(1_000_000)), "just now");
+        assert_eq!(ago(SystemTime::now() - Duration::from_secs(7300)), "2 h ago");
+        assert_eq!(ago(SystemTime::UNIX_EPOCH), "never");
+    }
+}

@@ -1,0 +1,122 @@
+//! Programs that `test` and `bench` run on this machine.
+#![expect(clippy::disallowed_methods, reason = "this module runs programs")]
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use xshell::{Shell, cmd};
+
+/// The folder of the workspace that this program was built from.
+pub(crate) fn workspace() -> Result<PathBuf> {
+    // crates/cli → the top. Only `test` and `bench` need the sources.
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_owned);
+    match top.filter(|top| top.join("Cargo.toml").is_file()) {
+        Some(top) => Ok(top),
+        None => bail!("the sources that this program was built from are gone; run it from a checkout"),
+    }
+}
+
+/// Whether a program is on PATH or where Debian keeps system programs.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(system).any(|dir| dir.join(program).is_file())
+}
+
+/// Whether we are root.
+pub(crate) fn is_root() -> Result<bool> {
+    let shell = Shell::new()?;
+    Ok(cmd!(shell, "id -u").quiet().read()? == "0")
+}
+
+/// Installs Debian packages, asking nothing.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
+    let shell = Shell::new()?;
+    shell.set_var("DEBIAN_FRONTEND", "noninteractive");
+    cmd!(shell, "apt-get update -qq").quiet().ignore_stdout().run().context("apt-get update failed")?;
+    cmd!(shell, "apt-get install -y -qq --no-install-recommends {packages...}")
+        .quiet()
+        .ignore_stdout()
+        .run()
+        .with_context(|| format!("apt-get could not install {}", packages.join(" ")))
+}
+
+/// Runs cargo in the workspace with its output shown; whether it succeeded.
+pub(crate) fn cargo(args: &[&OsStr], env: &[(&str, &OsStr)]) -> Result<bool> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(args).current_dir(workspace()?).stdin(Stdio::null()).envs(env.iter().copied());
+    // What cargo told us about this program is not for the next one.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
+        command.env_remove(name);
+    }
+    Ok(command.status().context("cannot run cargo")?.success())
+}
+
+/// What a run of this very program took.
+pub(crate) struct Measured {
+    pub(crate) wall: Duration,
+    /// The most memory it had resident, in bytes.
+    pub(crate) peak: u64,
+    pub(crate) stdout: String,
+}
+
+/// Runs this program with other arguments and measures it.
+pub(crate) fn measure(args: &[&str], dir: &Path, env: &[(&str, &OsStr)]) -> Result<Measured> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut command = Command::new(program);
+    command.args(args).current_dir(dir).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let began = Instant::now();
+    let mut child = command.spawn().context("cannot run this program")?;
+    let status_file = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    // The kernel keeps the high-water mark: the last look before the end counts.
+    let status = loop {
+        peak = peak.max(high_water(&status_file));
+        if let Some(status) = child.try_wait().context("cannot wait")? {
+            break status;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    };
+    let wall = began.elapsed();
+    let mut stdout = String::new();
+    if let Some(mut pipe) = child.stdout.take() {
+        pipe.read_to_string(&mut stdout).context("cannot read what it printed")?;
+    }
+    if !status.success() {
+        bail!("`{}` failed with {status}", args.join(" "));
+    }
+    Ok(Measured { wall, peak, stdout })
+}
+
+fn high_water(status_file: &str) -> u64 {
+    let text = std::fs::read_to_string(status_file).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Lets what was written reach the disk, so that one measurement does not pay
+/// for the one before it.
+pub(crate) fn settle() {
+    if let Ok(shell) = Shell::new() {
+        let _ = cmd!(shell, "sync").quiet().run();
+    }
+}
+
+/// Imports a Debian build system as an image. Needs root, as debootstrap does.
+pub(crate) fn import_debian(tree: &Path, tag: &str) -> Result<()> {
+    let shell = Shell::new()?;
+    if !tree.join("etc/debian_version").is_file() {
+        cmd!(shell, "debootstrap --variant=buildd bookworm {tree}")
+            .quiet()
+            .ignore_stdout()
+            .run()
+            .context("debootstrap failed; it needs root and Debian's archive")?;
+    }
+    let pack = r#"tar -C "$0" --numeric-owner -c . | docker import - "$1" > /dev/null"#;
+    cmd!(shell, "sh -c {pack} {tree} {tag}").quiet().run().context("docker import failed")
+}

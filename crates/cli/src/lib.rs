@@ -1,0 +1,42 @@
+//! The smolcellar commands. The only crate that prints: data goes to standard
+//! output, progress and complaints to standard error.
+
+mod args;
+mod commands;
+mod config;
+mod exit;
+mod format;
+mod host;
+mod near;
+mod output;
+mod progress;
+mod session;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs the command that `args` (program name first) asks for.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = match args::Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are asked for: not errors, and on stdout.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let in_guest = matches!(args.command, args::Command::Launch(_));
+    match commands::run(args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // `cargo xtask cache ls | head` is no failure.
+            if output::is_closed_pipe(&error) {
+                return ExitCode::from(exit::OK);
+            }
+            output::complain(&error);
+            ExitCode::from(exit::code_of(&error, in_guest))
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Every engine command line, and running them.
+#![expect(clippy::disallowed_methods, reason = "this module runs the engine")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use smolcellar_store::Digest;
+use xshell::Shell;
+
+use crate::error::{EngineError, Result};
+use crate::parse::{self, ImageInfo};
+use crate::save::SaveStream;
+
+/// How long a question to the engine may take.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Docker.
+    Docker,
+    /// Podman.
+    Podman,
+}
+
+/// A container engine's client program.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    program: PathBuf,
+    kind: Kind,
+}
+
+/// What to build.
+#[derive(Debug, Clone, Default)]
+pub struct BuildSpec {
+    /// The folder sent to the engine.
+    pub context: PathBuf,
+    /// The Dockerfile; `None` is the one in the context.
+    pub dockerfile: Option<PathBuf>,
+    /// The name the image gets.
+    pub tag: String,
+    /// The stage to build.
+    pub target: Option<String>,
+    /// The platform to build for; `None` is the engine's.
+    pub platform: Option<String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+}
+
+impl Engine {
+    /// Finds an engine: the program named by `choice`, else docker, else
+    /// podman. Looks at PATH only; nothing is run.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFound`].
+    pub fn find(choice: Option<&str>) -> Result<Self> {
+        let wanted: Vec<&str> = choice.map_or_else(|| vec!["docker", "podman"], |program| vec![program]);
+        for program in &wanted {
+            if let Some(path) = which(program) {
+                let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                let kind = if name.contains("podman") { Kind::Podman } else { Kind::Docker };
+                return Ok(Self { program: path, kind });
+            }
+        }
+        Err(EngineError::NotFound { wanted: wanted.join(" and ") })
+    }
+
+    /// Which engine it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Builds an image and gives the engine's ID of it. Every line that the
+    /// engine prints goes to `line`.
+    ///
+    /// # Errors
+    /// [`EngineError`]; a failed build carries the end of what it printed.
+    pub fn build(&self, spec: &BuildSpec, scratch: &Path, line: &(dyn Fn(&str) + Sync)) -> Result<Digest> {
+        check_inputs(spec)?;
+        let id_file = scratch.join(format!("iid-{}", std::process::id()));
+        let command = self.command(&build_args(spec, &id_file));
+        let text = describe(&command);
+        let (status, tail) = run_streaming(command, &text, line)?;
+        if !status.success() {
+            let said = tail.text();
+            if parse::is_unreachable(&said) {
+                return Err(EngineError::Unreachable { program: self.name(), said });
+            }
+            return Err(EngineError::Failed { command: text, status: status_text(status), output: said });
+        }
+        let id = std::fs::read_to_string(&id_file);
+        let _ = std::fs::remove_file(&id_file);
+        let unexpected = |problem| EngineError::Unexpected { command: text.clone(), problem };
+        let id = id.map_err(|error| unexpected(format!("wrote no image ID: {error}")))?;
+        parse::image_id(&id).map_err(|error| unexpected(format!("wrote a strange image ID: {error}")))
+    }
+
+    /// What the engine knows of an image; `None` if it has no such image.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn inspect(&self, image: &str) -> Result<Option<ImageInfo>> {
+        let command =
+            self.command(&["image", "inspect", "--format", "{{json .}}", image].map(OsString::from));
+        let text = describe(&command);
+        let (status, stdout, stderr) = run_bounded(command, &text)?;
+        if status.success() {
+            let info = parse::image_info(&stdout);
+            return info.map(Some).map_err(|problem| EngineError::Unexpected { command: text, problem });
+        }
+        if parse::is_no_such_image(&stderr) {
+            return Ok(None);
+        }
+        if parse::is_unreachable(&stderr) {
+            return Err(EngineError::Unreachable { program: self.name(), said: stderr.trim().to_owned() });
+        }
+        Err(EngineError::Failed {
+            command: text,
+            status: status_text(status),
+            output: stderr.trim().to_owned(),
+        })
+    }
+
+    /// Streams an image out, by ID: a tag may have moved.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`] if the program cannot be started.
+    pub fn save(&self, image: &Digest) -> Result<SaveStream> {
+        let mut args = vec![OsString::from("save")];
+        if self.kind == Kind::Podman {
+            args.extend(["--quiet", "--format", "docker-archive"].map(OsString::from));
+        }
+        args.push(image.to_string().into());
+        let mut command = self.command(&args);
+        let text = describe(&command);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(command, &text)?;
+        let stderr = collect(child.stderr.take(), |_| {});
+        Ok(SaveStream::new(child, stderr, text))
+    }
+
+    fn name(&self) -> String {
+        self.program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// The one constructor of engine commands: the C locale, since messages
+    /// are read; no input; the configuration that the user's own calls have.
+    fn command(&self, args: &[OsString]) -> Command {
+        let mut command = match Shell::new() {
+            Ok(shell) => Command::from(shell.cmd(&self.program)),
+            // No current folder: the engine does not need one for these.
+            Err(_) => Command::new(&self.program),
+        };
+        command.args(args).env("LC_ALL", "C").stdin(Stdio::null());
+        command
+    }
+}
+
+fn build_args(spec: &BuildSpec, id_file: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec!["build".into(), "--iidfile".into(), id_file.into()];
+    args.extend(["--tag".into(), OsString::from(&spec.tag)]);
+    let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
+    if let Some(dockerfile) = &spec.dockerfile {
+        option("--file", dockerfile.into());
+    }
+    if let Some(target) = &spec.target {
+        option("--target", target.into());
+    }
+    if let Some(platform) = &spec.platform {
+        option("--platform", platform.into());
+    }
+    for (name, value) in &spec.build_args {
+        option("--build-arg", format!("{name}={value}").into());
+    }
+    args.push(spec.context.clone().into());
+    args
+}
+
+/// Engines word these badly, and differently.
+fn check_inputs(spec: &BuildSpec) -> Result<()> {
+    if !spec.context.is_dir() {
+        return Err(EngineError::NoInput {
+            what: "build context",
+            path: spec.context.clone(),
+            key: "context",
+        });
+    }
+    let named = spec.dockerfile.clone();
+    let usual = ["Dockerfile", "Containerfile"].map(|name| spec.context.join(name));
+    let found = match &named {
+        Some(path) => path.is_file(),
+        None => usual.iter().any(|path| path.is_file()),
+    };
+    let [usual, _] = usual;
+    match found {
+        true => Ok(()),
+        false => {
+            Err(EngineError::NoInput { what: "Dockerfile", path: named.unwrap_or(usual), key: "dockerfile" })
+        }
+    }
+}
+
+fn which(program: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let runs =
+        |path: &PathBuf| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if program.contains('/') {
+        return Some(PathBuf::from(program)).filter(runs);
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).find(runs)
+}
+
+fn describe(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) fn status_text(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "an unknown status".into(),
+    }
+}
+
+fn spawn(mut command: Command, text: &str) -> Result<Child> {
+    command.spawn().map_err(|source| EngineError::Run { command: text.to_owned(), source })
+}
+
+/// The last lines of an output: enough to see why, bounded whatever it is.
+#[derive(Debug, Default)]
+pub(crate) struct Tail(VecDeque<String>);
+
+impl Tail {
+    const LINES: usize = 60;
+
+    fn push(&mut self, line: String) {
+        if self.0.len() == Self::LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line);
+    }
+
+    pub(crate) fn text(self) -> String {
+        Vec::from(self.0).join("\n").trim_end().to_owned()
+    }
+}
+
+/// Reads lines on a thread of its own until the other end closes.
+fn collect<R: Read + Send + 'static>(
+    stream: Option<R>,
+    line: impl Fn(&str) + Send + 'static,
+) -> JoinHandle<Tail> {
+    std::thread::spawn(move || {
+        let mut tail = Tail::default();
+        let Some(stream) = stream else { return tail };
+        let mut reader = BufReader::new(stream);
+        let mut bytes = Vec::new();
+        // A line of a mebibyte is no line; it is cut.
+        while matches!(reader.by_ref().take(1 << 20).read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
+            let text = String::from_utf8_lossy(&bytes);
+            let text = text.trim_end();
+            line(text);
+            tail.push(text.to_owned());
+            bytes.clear();
+        }
+        tail
+    })
+}
+
+/// Runs a command whose output people may want to follow.
+fn run_streaming(
+    mut command: Command,
+    text: &str,
+    line: &(dyn Fn(&str) + Sync),
+) -> Result<(ExitStatus, Tail)> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command, text)?;
+    let (sender, lines) = std::sync::mpsc::channel::<String>();
+    let other = sender.clone();
+    let readers = [
+        collect(child.stdout.take(), move |line| drop(sender.send(line.to_owned()))),
+        collect(child.stderr.take(), move |line| drop(other.send(line.to_owned()))),
+    ];
+    // One tail for both streams, in the order in which lines came.
+    let mut tail = Tail::default();
+    for text in lines {
+        line(&text);
+        tail.push(text);
+    }
+    for reader in readers {
+        drop(reader.join());
+    }
+    let status = child.wait().map_err(|source| EngineError::Run { command: text.to_owned(), source })?;
+    Ok((status, tail))
+}
+
+/// Runs a command that must answer soon.
+fn run_bounded(mut command: Command, text: &str) -> Result<(ExitStatus, String, String)> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command, text)?;
+    let stdout = collect(child.stdout.take(), |_| {});
+    let stderr = collect(child.stderr.take(), |_| {});
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    let status = loop {
+        let waited =
+            child.try_wait().map_err(|source| EngineError::Run { command: text.to_owned(), source })?;
+        if let Some(status) = waited {
+            break status;
+        }
+        if began.elapsed() > ANSWER {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(EngineError::TimedOut { command: text.to_owned(), seconds: ANSWER.as_secs() });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    };
+    let text = |thread: JoinHandle<Tail>| thread.join().unwrap_or_default().text();
+    Ok((status, text(stdout), text(stderr)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> BuildSpec {
+        BuildSpec {
+            context: "ctx".into(),
+            dockerfile: Some("ctx/Other".into()),
+            tag: "smolcellar/a:latest".into(),
+            target: Some("final".into()),
+            platform: Some("linux/amd64".into()),
+            build_args: BTreeMap::from([("V".into(), "1".into())]),
+        }
+    }
+
+    #[test]
+    fn a_build_has_this_command_line() {
+        let args = build_args(&spec(), Path::new("/s/iid"));
+        let args: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
+        let expected = "build --iidfile /s/iid --tag smolcellar/a:latest --file ctx/Other --target final --platform \
+                        linux/amd64 --build-arg V=1 ctx";
+        assert_eq!(args.join(" "), expected);
+    }
+
+    #[test]
+    fn a_missing_context_or_dockerfile_is_named_with_its_key() {
+        let error = check_inputs(&spec()).unwrap_err().to_string();
+        assert!(error.contains("no build context at ctx") && error.contains("`context`"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let spec = BuildSpec { context: dir.path().into(), dockerfile: None, ..spec() };
+        let error = check_inputs(&spec).unwrap_err().to_string();
+        assert!(error.contains("Dockerfile") && error.contains("`dockerfile`"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_that_is_not_there_is_named_with_the_way_around_it() {
+        let error = Engine::find(Some("no-such-engine")).unwrap_err().to_string();
+        assert!(error.contains("no-such-engine") && error.contains("--archive"), "{error}");
+    }
+
+    #[test]
+    fn only_the_last_lines_of_a_long_output_are_kept() {
+        let mut tail = Tail::default();
+        (0..1000).for_each(|n| tail.push(n.to_string()));
+        let text = tail.text();
+        assert!(text.ends_with("999") && text.lines().count() == Tail::LINES);
+    }
+}

@@ -1,0 +1,144 @@
+//! Bring-up and teardown: machine create → start → exec, and back.
+
+use std::time::Duration;
+
+use smolcellar_smolvm::{Cli, Feature, Limits, Runtime};
+use smolcellar_store::{Event, Reporter, Store};
+
+use crate::error::{LaunchError, Result};
+use crate::handle::{AsCancel, Machine};
+use crate::plan::{LaunchSpec, Plan};
+use crate::preflight::Host;
+use crate::signals::Interrupt;
+use crate::undo::UndoStack;
+
+/// The longest that each step may take.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// `machine create`. The first of an artifact unpacks it.
+    pub create: Duration,
+    /// `machine start`, until the guest's agent answers.
+    pub start: Duration,
+    /// What the guest gets to end by itself. What ran in it has ended.
+    pub grace: Duration,
+    /// `machine stop`.
+    pub stop: Duration,
+    /// A machine's processes, after a stop, before they are killed.
+    pub gone: Duration,
+    /// `machine delete`.
+    pub delete: Duration,
+    /// Any question.
+    pub query: Duration,
+}
+
+impl Default for Bounds {
+    /// Wide enough for a machine that emulates virtualisation.
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            create: seconds(600),
+            start: seconds(180),
+            grace: seconds(2),
+            stop: seconds(8),
+            gone: seconds(2),
+            delete: seconds(15),
+            query: seconds(10),
+        }
+    }
+}
+
+/// Boots `spec.artifact`, runs the command, takes everything down, and returns
+/// the guest's exit code, or 128 + n when signal n ended it.
+///
+/// # Errors
+/// See [`Launcher::run`].
+pub fn launch(
+    runtime: &Runtime,
+    store: &Store,
+    spec: LaunchSpec,
+    reporter: &dyn Reporter,
+    interrupt: &dyn Interrupt,
+) -> Result<i32> {
+    Launcher::new(Cli::new(runtime)?, store, reporter, interrupt).run(spec)
+}
+
+/// What a launch works with.
+pub struct Launcher<'a> {
+    cli: Cli,
+    store: &'a Store,
+    reporter: &'a dyn Reporter,
+    interrupt: &'a dyn Interrupt,
+    host: Host,
+    bounds: Bounds,
+}
+
+impl<'a> Launcher<'a> {
+    /// On this host, with the default bounds.
+    pub fn new(cli: Cli, store: &'a Store, reporter: &'a dyn Reporter, interrupt: &'a dyn Interrupt) -> Self {
+        Self { cli, store, reporter, interrupt, host: Host::default(), bounds: Bounds::default() }
+    }
+
+    /// Looks for virtualisation elsewhere.
+    #[must_use]
+    pub fn with_host(self, host: Host) -> Self {
+        Self { host, ..self }
+    }
+
+    /// With other bounds.
+    #[must_use]
+    pub fn with_bounds(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
+    }
+
+    /// Launches. Whatever the result, the machine is gone afterwards; if it
+    /// cannot be proved gone, a warning says what is left and how to remove it.
+    ///
+    /// # Errors
+    /// [`LaunchError::NoVirtualisation`], [`LaunchError::NoCommand`],
+    /// [`LaunchError::BadOption`] and [`LaunchError::NoArtifact`] before
+    /// anything is made; [`LaunchError::Smolvm`] when a step failed;
+    /// [`LaunchError::MachineDied`]; [`LaunchError::Store`].
+    pub fn run(&self, spec: LaunchSpec) -> Result<i32> {
+        let plan = Plan::resolve(spec, self.cli.supports(Feature::Labels))?;
+        self.host.virtualisation()?;
+        // Held until the machine is gone: the artifact must outlive it.
+        let _in_use = self.store.lock_use(&plan.artifact_key, self.reporter)?;
+        if !plan.create.artifact.is_file() {
+            return Err(LaunchError::NoArtifact(plan.create.artifact));
+        }
+        let name = plan.create.name.clone();
+        let machine = Machine::new(&self.cli, &name, &self.bounds);
+        let mut undo = UndoStack::new(self.reporter);
+        let result = self.bring_up(&plan, &machine, &mut undo);
+        undo.unwind();
+        match (result, self.interrupt.signal()) {
+            (Err(_), Some(signal)) => Ok(128 + signal),
+            (result, _) => result,
+        }
+    }
+
+    fn bring_up<'m>(&self, plan: &Plan, machine: &'m Machine<'_>, undo: &mut UndoStack<'m>) -> Result<i32> {
+        let name = &plan.create.name;
+        undo.push(format!("delete machine {name}"), || machine.delete());
+        self.step("create machine", self.bounds.create, |limits| self.cli.create(&plan.create, limits))?;
+        undo.push(format!("stop machine {name}"), || machine.stop());
+        self.step("start machine", self.bounds.start, |limits| self.cli.start(name, limits))?;
+        machine.exec(&plan.exec, plan.io, self.interrupt)
+    }
+
+    fn step(
+        &self,
+        task: &str,
+        timeout: Duration,
+        run: impl FnOnce(Limits<'_>) -> smolcellar_smolvm::Result<()>,
+    ) -> Result<()> {
+        self.reporter.report(Event::Begin { task, total: None });
+        let result = run(Limits { timeout: Some(timeout), cancel: &AsCancel(self.interrupt) });
+        self.reporter.report(Event::End { task });
+        Ok(result?)
+    }
+}
+
+#[cfg(test)]
+#[path = "bringup_tests.rs"]
+mod tests;

@@ -1,0 +1,343 @@
+//! Against a fake smolvm, a script that keeps its machines in a folder and
+//! does wrong what the file `faults` says.
+
+use super::*;
+use smolcellar_smolvm::{Cancel, ExecIo, Origin, Version};
+use smolcellar_store::{Digest, OpenOptions, fsio};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Instant;
+
+const FAKE: &str = r#"#!/bin/sh
+# machine COMMAND --name NAME …
+lab=$(dirname "$0"); command=$2; name=$4; vm=$lab/vms/$name
+echo "$*" >> "$lab/calls"
+fault=$(grep "^$command=" "$lab/faults" 2>/dev/null | cut -d= -f2)
+echo "$command" >> "$lab/at"
+case $fault in
+    hang) trap '' TERM; exec sleep 600 ;;
+    fail) echo "Error: $command failed on purpose" >&2; exit 1 ;;
+    lie) exit 0 ;;
+esac
+show() { pid=$(cat "$1/pid" 2>/dev/null); grep -qs ') [^ZX]' "/proc/$pid/stat" && state=running || { state=created; pid=null; }
+         printf '{"name":"%s","state":"%s","pid":%s}' "$(basename "$1")" "$state" "$pid"; }
+case $command in
+    create) mkdir -p "$vm"; [ "$fault" = late ] && sleep 600; true ;;
+    start) setsid sh -c 'trap "" TERM; while :; do sleep 1; done' "$vm/boot-config.json" >/dev/null 2>&1 &
+           echo $! > "$vm/pid"; [ "$fault" = late ] && { echo "Error: no agent" >&2; exit 1; }; true ;;
+    data-dir) echo "$vm" ;;
+    status) [ -d "$vm" ] || { echo "Error: not found" >&2; exit 1; }; show "$vm" ;;
+    ls) printf '['; sep=; for one in "$lab"/vms/*/; do [ -d "$one" ] && { printf '%s' "$sep"; show "${one%/}"; sep=,; }; done; printf ']' ;;
+    exec) while [ "$1" != -- ]; do shift; done; shift
+          [ "$fault" = die ] && { kill -9 "$(cat "$vm/pid")"; sleep 0.2; echo "Error: connection lost" >&2; exit 1; }
+          exec "$@" ;;
+    stop) kill -9 "$(cat "$vm/pid")" ;;
+    delete) rm -rf "$vm" ;;
+esac
+"#;
+
+struct Lab {
+    dir: tempfile::TempDir,
+    store: Store,
+    warnings: Mutex<Vec<String>>,
+    signal: AtomicI32,
+}
+
+impl Reporter for Lab {
+    fn report(&self, event: Event<'_>) {
+        if let Event::Warn { text } = event {
+            self.warnings.lock().unwrap().push(text.to_owned());
+        }
+    }
+}
+
+impl Cancel for Lab {
+    fn cancelled(&self) -> bool {
+        self.signal().is_some()
+    }
+}
+
+impl Interrupt for Lab {
+    fn signal(&self) -> Option<i32> {
+        Some(self.signal.load(Ordering::SeqCst)).filter(|signal| *signal != 0)
+    }
+}
+
+impl Lab {
+    fn new(faults: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store"), OpenOptions::default()).unwrap();
+        let lab = Self { dir, store, warnings: Mutex::default(), signal: AtomicI32::new(0) };
+        for (name, text) in
+            [("smolvm", FAKE), ("a.smolmachine", "x"), ("cpuinfo", "flags : svm\n"), ("kvm", "")]
+        {
+            fsio::write_atomic(lab.dir.path(), &lab.at(name), text.as_bytes()).unwrap();
+            fs::set_permissions(lab.at(name), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        lab.fault(faults);
+        lab
+    }
+
+    fn fault(&self, faults: &[&str]) {
+        fsio::write_atomic(self.dir.path(), &self.at("faults"), faults.join("\n").as_bytes()).unwrap();
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn spec(&self, command: &[&str]) -> LaunchSpec {
+        LaunchSpec {
+            artifact: self.at("a.smolmachine"),
+            artifact_key: "key".into(),
+            machine_name: crate::machine_name("lab"),
+            command: command.iter().map(ToString::to_string).collect(),
+            env: vec![],
+            workdir: None,
+            user: None,
+            cpus: Some(1),
+            memory_mib: None,
+            allow_cidrs: vec!["10.0.0.2/32".into()],
+            io: ExecIo::Stream,
+        }
+    }
+
+    fn launcher(&self) -> Launcher<'_> {
+        let runtime = Runtime {
+            version: Version::new(1, 32, 2),
+            vmm: self.at("smolvm"),
+            lib_dir: self.at(""),
+            agent_rootfs: self.at("agent-rootfs"),
+            rootfs_tar: self.at("agent-rootfs.tar"),
+            rootfs_digest: Digest::of(b""),
+            rootfs_size: 0,
+            origin: Origin::Configured(self.at("")),
+        };
+        let short = Duration::from_millis(1500);
+        let bounds = Bounds {
+            create: short,
+            start: short,
+            grace: Duration::ZERO,
+            stop: short,
+            gone: Duration::from_millis(200),
+            delete: short,
+            query: Duration::from_secs(5),
+        };
+        let host = Host {
+            cpuinfo: self.at("cpuinfo"),
+            kvm: self.at("kvm"),
+            groups: self.at("group"),
+            drops_user: false,
+        };
+        Launcher::new(Cli::new(&runtime).unwrap(), &self.store, self, self)
+            .with_host(host)
+            .with_bounds(bounds)
+    }
+
+    fn run(&self, command: &[&str]) -> Result<i32> {
+        self.launcher().run(self.spec(command))
+    }
+
+    /// The commands that the fake was given, without the questions.
+    fn steps(&self) -> Vec<String> {
+        let at = fs::read_to_string(self.at("at")).unwrap_or_default();
+        let asked = ["status", "data-dir", "ls"];
+        at.lines().filter(|step| !asked.contains(step)).map(str::to_owned).collect()
+    }
+
+    /// No machine, no process of one.
+    fn assert_clean(&self) {
+        let machines = fs::read_dir(self.at("vms")).map_or(0, Iterator::count);
+        assert_eq!(machines, 0, "machines are left");
+        let left = crate::process::Process::with_argument_below(self.dir.path());
+        assert!(left.is_empty(), "processes are left: {left:?}");
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for process in crate::process::Process::with_argument_below(self.dir.path()) {
+            process.kill();
+        }
+    }
+}
+
+#[test]
+fn a_launch_goes_up_runs_and_comes_down_and_the_guests_exit_code_is_ours() {
+    for code in [0, 1, 7] {
+        let lab = Lab::new(&[]);
+        assert_eq!(lab.run(&["sh", "-c", &format!("exit {code}")]).unwrap(), code);
+        assert_eq!(lab.steps(), ["create", "start", "exec", "stop", "delete"]);
+        lab.assert_clean();
+        assert_eq!(lab.warnings(), [""; 0]);
+    }
+}
+
+#[test]
+fn every_call_names_the_machine_and_create_carries_the_options() {
+    let lab = Lab::new(&[]);
+    let spec = LaunchSpec { env: vec![("K".into(), "v".into())], ..lab.spec(&["true"]) };
+    let name = spec.machine_name.clone();
+    assert_eq!(lab.launcher().run(spec).unwrap(), 0);
+    let calls = fs::read_to_string(lab.at("calls")).unwrap();
+    let first = calls.lines().next().unwrap();
+    let artifact = lab.at("a.smolmachine");
+    let expected = format!(
+        "machine create --name {name} --from {} --cpus 1 --allow-cidr 10.0.0.2/32 -e K=v --label {}=launch",
+        artifact.display(),
+        crate::LABEL
+    );
+    assert_eq!(first, expected);
+    assert!(
+        calls.lines().any(|call| call == format!("machine exec --name {name} -e K=v --stream -- true")),
+        "{calls}"
+    );
+}
+
+#[test]
+fn without_virtualisation_or_artifact_or_command_nothing_is_made() {
+    let lab = Lab::new(&[]);
+    assert!(matches!(lab.run(&[]), Err(LaunchError::NoCommand)));
+    fs::remove_file(lab.at("a.smolmachine")).unwrap();
+    assert!(matches!(lab.run(&["true"]), Err(LaunchError::NoArtifact(_))));
+    fsio::write_atomic(lab.dir.path(), &lab.at("cpuinfo"), b"flags : fpu\n").unwrap();
+    assert!(matches!(lab.run(&["true"]), Err(LaunchError::NoVirtualisation(_))));
+    assert!(!lab.at("calls").exists(), "smolvm was called");
+}
+
+#[test]
+fn a_step_that_fails_or_hangs_takes_down_what_was_made() {
+    for (fault, steps) in [
+        ("create=fail", &["create"][..]),
+        ("create=hang", &["create"]),
+        ("create=late", &["create", "delete"]),
+        ("start=fail", &["create", "start", "delete"]),
+        ("start=hang", &["create", "start", "delete"]),
+        // The failed start left a process: stop is tried, and it is killed.
+        ("start=late", &["create", "start", "stop", "delete"]),
+    ] {
+        let lab = Lab::new(&[fault]);
+        let error = lab.run(&["true"]).unwrap_err();
+        assert!(matches!(error, LaunchError::Smolvm(_)), "{fault}: {error}");
+        assert_eq!(lab.steps(), steps, "{fault}");
+        lab.assert_clean();
+        assert_eq!(lab.warnings(), [""; 0], "{fault}");
+    }
+}
+
+#[test]
+fn a_stop_that_lies_fails_or_hangs_leaves_no_process() {
+    for fault in ["stop=lie", "stop=fail", "stop=hang"] {
+        let lab = Lab::new(&[fault]);
+        assert_eq!(lab.run(&["sh", "-c", "exit 3"]).unwrap(), 3, "{fault}");
+        lab.assert_clean();
+        assert_eq!(lab.warnings(), [""; 0], "{fault}");
+    }
+}
+
+#[test]
+fn a_delete_that_lies_fails_or_hangs_is_a_warning_with_a_remedy_and_the_exit_code_stays() {
+    for fault in ["delete=lie", "delete=fail", "delete=hang"] {
+        let lab = Lab::new(&[fault]);
+        assert_eq!(lab.run(&["sh", "-c", "exit 3"]).unwrap(), 3, "{fault}");
+        let warnings = lab.warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("smolvm machine delete -f --name smolcellar-lab-"), "{warnings:?}");
+        lab.fault(&[]);
+    }
+}
+
+#[test]
+fn a_machine_that_dies_under_the_command_is_no_exit_code() {
+    let lab = Lab::new(&["exec=die"]);
+    assert!(matches!(lab.run(&["true"]), Err(LaunchError::MachineDied(_))));
+    lab.assert_clean();
+}
+
+#[test]
+fn a_signal_at_any_step_takes_everything_down_in_time_and_gives_128_plus_n() {
+    for (step, fault) in [("create", "create=late"), ("start", "start=hang"), ("exec", "")] {
+        for signal in [2, 15, 1] {
+            let lab = Lab::new(&[fault]);
+            let code = std::thread::scope(|scope| {
+                let launch = scope.spawn(|| {
+                    let code = lab.run(&["sleep", "600"]).unwrap();
+                    (code, Instant::now())
+                });
+                while !lab.steps().iter().any(|at| at == step) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                lab.signal.store(signal, Ordering::SeqCst);
+                let sent = Instant::now();
+                let (code, ended) = launch.join().unwrap();
+                assert!(ended - sent < Duration::from_secs(10), "{step}");
+                code
+            });
+            assert_eq!(code, 128 + signal, "{step}");
+            lab.assert_clean();
+            assert_eq!(lab.warnings(), [""; 0], "{step}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_the_middle_takes_everything_down() {
+    let lab = Lab::new(&[]);
+    let launcher = lab.launcher();
+    let plan = Plan::resolve(lab.spec(&["true"]), true).unwrap();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let machine = Machine::new(&launcher.cli, &plan.create.name, &launcher.bounds);
+        let mut undo = UndoStack::new(&lab);
+        launcher.bring_up(&plan, &machine, &mut undo).unwrap();
+        panic!("on purpose");
+    }));
+    assert!(result.is_err());
+    assert_eq!(lab.steps(), ["create", "start", "exec", "stop", "delete"]);
+    lab.assert_clean();
+}
+
+#[test]
+fn two_launches_of_one_agent_at_once_do_not_meet() {
+    let lab = Lab::new(&[]);
+    std::thread::scope(|scope| {
+        let both = [3, 4].map(|code| {
+            let lab = &lab;
+            (code, scope.spawn(move || lab.run(&["sh", "-c", &format!("sleep 0.3; exit {code}")]).unwrap()))
+        });
+        for (code, launch) in both {
+            assert_eq!(launch.join().unwrap(), code);
+        }
+    });
+    lab.assert_clean();
+}
+
+#[test]
+fn the_artifact_is_locked_for_as_long_as_the_machine_is_there() {
+    let lab = Lab::new(&[]);
+    std::thread::scope(|scope| {
+        let launch = scope.spawn(|| lab.run(&["sleep", "0.5"]).unwrap());
+        while !lab.steps().iter().any(|at| at == "exec") {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(is_locked(&lab.at("store/locks/use-key")));
+        assert_eq!(launch.join().unwrap(), 0);
+    });
+    assert!(!is_locked(&lab.at("store/locks/use-key")));
+}
+
+/// By the kernel's own list (`/proc/locks`), which names the inode.
+fn is_locked(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let inode = format!(":{} ", fs::metadata(path).unwrap().ino());
+    fs::read_to_string("/proc/locks")
+        .unwrap()
+        .lines()
+        .any(|lock| lock.contains("FLOCK") && lock.contains(&inode))
+}

@@ -1,0 +1,54 @@
+//! Reading an artifact back: footer, manifest, frame index.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use smolvm_pack::format::{PackFooter, PackManifest};
+
+use crate::error::{PackError, Result};
+use crate::index::FrameIndex;
+
+/// What an artifact says of itself.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// Where its parts are.
+    pub footer: PackFooter,
+    /// What it runs.
+    pub manifest: PackManifest,
+    /// Its frames; `None` if another packer wrote it.
+    pub index: Option<FrameIndex>,
+}
+
+/// Reads the parts of an artifact that are not its contents, and checks that
+/// they fit one another. Contents are what its receipt's digest vouches for.
+///
+/// # Errors
+/// [`PackError::Artifact`] saying what is wrong.
+pub fn read(path: &Path) -> Result<Artifact> {
+    let bad = |problem: String| PackError::Artifact { path: path.to_owned(), problem };
+    let footer = smolvm_pack::read_footer_from_sidecar(path).map_err(|error| bad(error.to_string()))?;
+    let manifest = smolvm_pack::read_manifest_from_sidecar(path).map_err(|error| bad(error.to_string()))?;
+    let file = File::open(path).map_err(|error| bad(error.to_string()))?;
+    let index = read_index(&file, footer.assets_size).map_err(bad)?;
+    Ok(Artifact { footer, manifest, index })
+}
+
+/// The largest index that is read, in bytes: an image of several TiB.
+const MAX_INDEX: u64 = 256 << 20;
+
+fn read_index(file: &File, assets_size: u64) -> Result<Option<FrameIndex>, String> {
+    let mut trailer = [0; FrameIndex::TRAILER];
+    let Some(at) = assets_size.checked_sub(trailer.len() as u64) else { return Ok(None) };
+    file.read_exact_at(&mut trailer, at).map_err(|error| error.to_string())?;
+    let Some(size) = FrameIndex::size_from_trailer(&trailer) else { return Ok(None) };
+    let start = assets_size.checked_sub(size).filter(|_| size <= MAX_INDEX);
+    let start = start.ok_or_else(|| "its frame index claims an absurd size".to_owned())?;
+    let mut bytes = vec![0; size as usize];
+    file.read_exact_at(&mut bytes, start).map_err(|error| error.to_string())?;
+    let index = FrameIndex::parse(&bytes)?;
+    if index.frames_size() != start {
+        return Err("its frame index does not cover its frames".into());
+    }
+    Ok(Some(index))
+}

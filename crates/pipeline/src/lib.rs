@@ -1,0 +1,26 @@
+//! The stages that turn an image into a bootable artifact, each cached:
+//! **image → tarball → registry → smolmachine**.
+//!
+//! [`run()`] looks for the artifact first and does the work of a stage only when
+//! a later one needs it. It takes the store's locks, so any number of runs may
+//! go on at once: one builds a key, the others wait for it and then hit.
+//! Nothing here prints; progress goes to an [`Observer`].
+
+mod agent;
+mod before;
+mod error;
+mod image;
+mod machine;
+mod outcome;
+mod pointer;
+mod recipe;
+mod registry;
+mod run;
+mod tarball;
+
+pub use agent::{AgentSpec, Overrides, Source};
+pub use error::{PipelineError, Result};
+pub use outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
+pub use pointer::{AgentPointer, last_built};
+pub use recipe::{DEFAULT_LEVEL, inputs};
+pub use run::{Context, run};

@@ -1,0 +1,85 @@
+//! What a run did, stage by stage.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use smolcellar_oci::ImageId;
+use smolcellar_store::{Digest, Reporter};
+
+/// The stages, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageName {
+    /// A Dockerfile or an archive becomes an image ID.
+    Image,
+    /// The image's layers become blobs.
+    Tarball,
+    /// The blobs get an OCI manifest.
+    Registry,
+    /// The root filesystem becomes an artifact.
+    Smolmachine,
+}
+
+impl StageName {
+    /// The name as commands and JSON have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Tarball => "tarball",
+            Self::Registry => "registry",
+            Self::Smolmachine => "smolmachine",
+        }
+    }
+}
+
+/// Whether a stage had to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageStatus {
+    /// What it makes was there.
+    Hit,
+    /// What it makes was made.
+    Miss,
+    /// What it makes was neither there nor needed.
+    Skipped,
+}
+
+/// One stage of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StageReport {
+    /// Which.
+    pub name: StageName,
+    /// Whether it had to work.
+    pub status: StageStatus,
+    /// How long it took.
+    pub seconds: f64,
+    /// The size of what it makes, in bytes; 0 where that is not there.
+    pub bytes: u64,
+}
+
+/// The result of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The agent's name.
+    pub agent: String,
+    /// The image.
+    pub image_id: ImageId,
+    /// The recipe.
+    pub recipe: Digest,
+    /// The artifact's absolute path.
+    pub artifact: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its SHA-256.
+    pub sha256: Digest,
+    /// What each stage did.
+    pub stages: Vec<StageReport>,
+}
+
+/// Hears of stages as they end, besides what every reporter hears.
+pub trait Observer: Reporter {
+    /// A stage of `agent` ended.
+    fn stage(&self, agent: &str, report: &StageReport);
+    /// A program that a stage runs printed a line.
+    fn line(&self, line: &str);
+}

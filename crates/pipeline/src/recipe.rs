@@ -1,0 +1,102 @@
+//! The recipe: everything but the image that shapes the artifact.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use smolcellar_oci::{CANONICAL_VERSION, ImageConfig, ImageId};
+use smolcellar_pack::{MachineSpec, PACKER_VERSION, cut, zstd_version};
+use smolcellar_smolvm::Runtime;
+
+use crate::agent::AgentSpec;
+
+/// zstd's level where the configuration names none. Level 3, smolvm's own,
+/// gives artifacts 5 % smaller and takes 1.8 times the processor time.
+pub const DEFAULT_LEVEL: i32 = 1;
+
+/// Every input but the image, by name and value. Their digest is the recipe.
+pub fn inputs(agent: &AgentSpec, runtime: &Runtime) -> BTreeMap<String, Value> {
+    let overrides = &agent.overrides;
+    let env: BTreeMap<_, _> = overrides.env.iter().cloned().collect();
+    let pairs = [
+        ("agent-rootfs", json!(runtime.rootfs_digest)),
+        ("canonical-version", json!(CANONICAL_VERSION)),
+        ("cmd", json!(overrides.cmd)),
+        ("compression-level", json!(agent.level)),
+        ("cpus", json!(agent.cpus)),
+        ("cut-version", json!(cut::CUT_VERSION)),
+        ("entrypoint", json!(overrides.entrypoint)),
+        ("env", json!(env)),
+        ("host-platform", json!(host_platform())),
+        ("memory-mib", json!(agent.memory_mib)),
+        ("pack-format", json!(smolcellar_pack::SMOLPACK_VERSION)),
+        ("packer", json!("native")),
+        ("packer-version", json!(PACKER_VERSION)),
+        ("platform", json!(agent.platform.to_string())),
+        ("smolvm-version", json!(runtime.version.to_string())),
+        ("user", json!(overrides.user)),
+        ("workdir", json!(overrides.workdir)),
+        ("zstd-version", json!(zstd_version())),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// This machine as smolvm names it.
+fn host_platform() -> String {
+    let os = match std::env::consts::OS {
+        "macos" => "darwin",
+        other => other,
+    };
+    let guest = smolcellar_oci::Platform::guest();
+    format!("{os}/{}", guest.architecture)
+}
+
+/// What the machine runs: the image's, with the agent's overrides applied.
+pub(crate) fn machine_spec(
+    agent: &AgentSpec,
+    runtime: &Runtime,
+    image: ImageId,
+    config: &ImageConfig,
+) -> MachineSpec {
+    let run = &config.config;
+    let overrides = &agent.overrides;
+    let own_cmd = if overrides.entrypoint.is_some() { &[][..] } else { &run.cmd };
+    let non_empty = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let created = if config.created.is_empty() { "1970-01-01T00:00:00Z" } else { &config.created };
+    MachineSpec {
+        image,
+        platform: agent.platform.clone(),
+        host_platform: host_platform(),
+        entrypoint: overrides.entrypoint.clone().unwrap_or_else(|| run.entrypoint.clone()),
+        cmd: overrides.cmd.clone().unwrap_or_else(|| own_cmd.to_vec()),
+        env: merge_env(&run.env, &overrides.env),
+        workdir: overrides.workdir.clone().or_else(|| non_empty(&run.working_dir)),
+        user: overrides.user.clone().or_else(|| non_empty(&run.user)),
+        cpus: agent.cpus,
+        memory_mib: agent.memory_mib,
+        created: created.to_owned(),
+        smolvm_version: runtime.version.to_string(),
+        level: agent.level,
+    }
+}
+
+fn merge_env(image: &[String], overrides: &[(String, String)]) -> Vec<String> {
+    let name_of = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
+    let replaced = |entry: &&String| overrides.iter().any(|(name, _)| *name == name_of(entry));
+    let mut env: Vec<String> = image.iter().filter(|entry| !replaced(entry)).cloned().collect();
+    let mut own: Vec<String> = overrides.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    own.sort();
+    env.extend(own);
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overriding_variables_replace_the_images_and_keep_the_rest_in_order() {
+        let image = ["PATH=/bin", "A=1", "B=2"].map(String::from);
+        let overrides = [("Z", "9"), ("A", "x=y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(merge_env(&image, &overrides), ["PATH=/bin", "B=2", "A=x=y", "Z=9"]);
+    }
+}

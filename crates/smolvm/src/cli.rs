@@ -1,0 +1,213 @@
+//! One thin function per smolvm command.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::argv::{CopyPath, CreateRequest, ExecRequest, Speaker};
+use crate::command::{ExecIo, Invocation, Limits, tail};
+use crate::error::{Error, Result};
+use crate::parse::{self, MachineInfo};
+use crate::runtime::Runtime;
+use crate::version::{Dialect, Feature, Version};
+
+/// What a guest command printed and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// The guest's exit code.
+    pub code: i32,
+    /// What it printed on stdout.
+    pub stdout: Vec<u8>,
+    /// What it printed on stderr.
+    pub stderr: Vec<u8>,
+}
+
+/// Drives one smolvm.
+///
+/// A command that fails is an [`Error::Failed`] with exit code and stderr;
+/// the two `exec` functions alone return the guest's exit code as a result.
+/// smolvm keeps its machines where it always does, unless
+/// [`Cli::with_data_dir`] says otherwise.
+#[derive(Debug, Clone)]
+pub struct Cli {
+    program: PathBuf,
+    env: Vec<(OsString, OsString)>,
+    speaker: Speaker,
+}
+
+impl Cli {
+    /// For the smolvm of `runtime`. Runs nothing.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`].
+    pub fn new(runtime: &Runtime) -> Result<Self> {
+        let dialect = Dialect::of(runtime.version, &runtime.vmm)?;
+        let env = vec![
+            ("SMOLVM_LIB_DIR".into(), runtime.lib_dir.clone().into()),
+            ("SMOLVM_AGENT_ROOTFS".into(), runtime.agent_rootfs.clone().into()),
+        ];
+        Ok(Self { program: runtime.vmm.clone(), env, speaker: Speaker { version: runtime.version, dialect } })
+    }
+
+    /// Keeps everything that smolvm writes under `dir` (`SMOLVM_DATA_DIR`,
+    /// which smolvm heeds on Linux only).
+    #[must_use]
+    pub fn with_data_dir(mut self, dir: &Path) -> Self {
+        self.env.push(("SMOLVM_DATA_DIR".into(), dir.into()));
+        self
+    }
+
+    /// The version spoken to.
+    pub fn version(&self) -> Version {
+        self.speaker.version
+    }
+
+    /// Whether this version knows `feature`.
+    pub fn supports(&self, feature: Feature) -> bool {
+        self.speaker.version.supports(feature)
+    }
+
+    /// `machine create --from ARTIFACT`: needs no virtualisation.
+    ///
+    /// # Errors
+    /// [`Error::Failed`], [`Error::TimedOut`], [`Error::Cancelled`],
+    /// [`Error::Unsupported`], [`Error::Argument`]; so for all that follow.
+    pub fn create(&self, request: &CreateRequest, limits: Limits<'_>) -> Result<()> {
+        self.run("machine create", self.speaker.create(request)?).succeed(limits).map(drop)
+    }
+
+    /// `machine start`: returns once the guest's agent answers.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn start(&self, name: &str, limits: Limits<'_>) -> Result<()> {
+        self.run("machine start", self.speaker.start(name)?).succeed(limits).map(drop)
+    }
+
+    /// `machine exec` with our streams; the guest's exit code, or 128 + n when
+    /// signal n ended smolvm itself.
+    ///
+    /// smolvm's own failures have exit code 1 too and cannot be told from a
+    /// guest's; ask [`Cli::status`] when that matters.
+    ///
+    /// # Errors
+    /// See [`Cli::create`], without [`Error::Failed`].
+    pub fn exec(&self, name: &str, request: &ExecRequest, io: ExecIo, limits: Limits<'_>) -> Result<i32> {
+        self.run("machine exec", self.speaker.exec(name, request, Some(io))?).stream(io, limits)
+    }
+
+    /// `machine exec` without input, keeping its output, which may have
+    /// up to 64 MiB a stream.
+    ///
+    /// # Errors
+    /// See [`Cli::exec`].
+    pub fn exec_captured(&self, name: &str, request: &ExecRequest, limits: Limits<'_>) -> Result<ExecOutput> {
+        use std::os::unix::process::ExitStatusExt;
+        let captured = self.run("machine exec", self.speaker.exec(name, request, None)?).capture(limits)?;
+        let code = captured.status.code().unwrap_or_else(|| 128 + captured.status.signal().unwrap_or(0));
+        Ok(ExecOutput { code, stdout: captured.stdout, stderr: captured.stderr })
+    }
+
+    /// `machine stop`. `grace` is what the workload gets to end by itself,
+    /// where the version lets that be said. Success is a claim: some versions
+    /// report a stop that did not happen.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn stop(&self, name: &str, grace: Duration, limits: Limits<'_>) -> Result<()> {
+        self.run("machine stop", self.speaker.stop(name, grace)?).succeed(limits).map(drop)
+    }
+
+    /// `machine delete -f`. Success is a claim, as for [`Cli::stop`].
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn delete(&self, name: &str, limits: Limits<'_>) -> Result<()> {
+        self.run("machine delete", self.speaker.delete(name)?).succeed(limits).map(drop)
+    }
+
+    /// `machine ls`: every machine of this user.
+    ///
+    /// # Errors
+    /// See [`Cli::create`]; [`Error::Output`].
+    pub fn list(&self, limits: Limits<'_>) -> Result<Vec<MachineInfo>> {
+        let run = self.run("machine ls", self.speaker.list());
+        let captured = run.succeed(limits)?;
+        parse::machines(&captured.stdout)
+            .map_err(|problem| Error::Output { operation: run.operation, problem })
+    }
+
+    /// One machine, `None` if there is none of that name. `machine status`
+    /// fails for an absent machine as for any other reason, so the list
+    /// decides.
+    ///
+    /// # Errors
+    /// See [`Cli::list`].
+    pub fn status(&self, name: &str, limits: Limits<'_>) -> Result<Option<MachineInfo>> {
+        let run = self.run("machine status", self.speaker.status(name)?);
+        let captured = run.capture(limits)?;
+        if captured.status.success() {
+            let machine = parse::machine(&captured.stdout)
+                .map_err(|problem| Error::Output { operation: run.operation, problem })?;
+            return Ok(Some(machine));
+        }
+        Ok(self.list(limits)?.into_iter().find(|machine| machine.name == name))
+    }
+
+    /// `machine data-dir`: where smolvm keeps the machine. Each process that
+    /// runs it has an argument below that folder.
+    ///
+    /// # Errors
+    /// See [`Cli::list`].
+    pub fn data_dir(&self, name: &str, limits: Limits<'_>) -> Result<PathBuf> {
+        let run = self.run("machine data-dir", self.speaker.data_dir(name)?);
+        let captured = run.succeed(limits)?;
+        parse::path(&captured.stdout)
+            .ok_or_else(|| Error::Output { operation: run.operation, problem: "no absolute path".into() })
+    }
+
+    /// `machine logs`: what the machine's workload printed, the last `lines`
+    /// of it.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn logs(&self, name: &str, lines: Option<u32>, limits: Limits<'_>) -> Result<Vec<u8>> {
+        let captured = self.run("machine logs", self.speaker.logs(name, lines)?).succeed(limits)?;
+        Ok(captured.stdout)
+    }
+
+    /// `machine cp`. An empty path on either side means that there is nothing
+    /// to copy.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn copy(&self, from: &CopyPath, to: &CopyPath, limits: Limits<'_>) -> Result<()> {
+        if from.is_empty() || to.is_empty() {
+            return Ok(());
+        }
+        self.run("machine cp", self.speaker.copy(from, to)?).succeed(limits).map(drop)
+    }
+
+    fn run(&self, command: &str, args: Vec<OsString>) -> Invocation {
+        let operation = format!("smolvm {command}");
+        Invocation { operation, program: self.program.clone(), args, env: self.env.clone() }
+    }
+}
+
+/// `--version` of a program that may be smolvm.
+///
+/// # Errors
+/// [`Error::Spawn`], [`Error::TimedOut`], [`Error::NoVersion`].
+pub(crate) fn version(program: &Path) -> Result<Version> {
+    let run = Invocation {
+        operation: format!("{} --version", program.display()),
+        program: program.to_owned(),
+        args: vec!["--version".into()],
+        env: vec![],
+    };
+    let captured = run.capture(Limits::within(Duration::from_secs(20)))?;
+    parse::version(&captured.stdout).filter(|_| captured.status.success()).ok_or_else(|| {
+        let output = [captured.stdout, captured.stderr].concat();
+        Error::NoVersion { program: program.to_owned(), output: tail(&output) }
+    })
+}

@@ -1,0 +1,43 @@
+//! The smolvm runtime: find it or install it, speak each dialect of its
+//! command line.
+//!
+//! smolvm boots `.smolmachine` artifacts as microVMs. [`find`] looks for a
+//! runtime where the user says, where an installed smolvm is, and in the
+//! store; [`install`] puts the pinned one into the store. [`Cli`] runs it.
+//!
+//! Architecture invariant: every program that this crate starts, it starts in
+//! the module `command`; what smolvm is told is made by pure functions
+//! (`argv`), what it says is read by pure functions (`parse`).
+
+mod argv;
+mod cli;
+mod command;
+mod error;
+mod fingerprint;
+mod host;
+mod layout;
+mod local;
+mod managed;
+mod pip;
+mod receipt;
+mod rootfs;
+mod runtime;
+mod sparse;
+mod unpack;
+mod verify;
+mod version;
+mod wheel;
+
+pub use argv::{CopyPath, CreateRequest, ExecRequest};
+pub use cli::{Cli, ExecOutput};
+pub use command::{Cancel, ExecIo, Limits, Never};
+pub use error::{Error, Result};
+pub use host::hypervisor_framework;
+pub use managed::{InstallOptions, install};
+pub use parse::{MachineInfo, MachineState};
+pub use runtime::{Origin, Runtime, RuntimeConfig, find};
+pub use verify::{Problem, Verified, verify};
+pub use version::{Dialect, Feature, Version, VersionError};
+pub use wheel::{PINNED_VERSION, Pin};
+
+mod parse;

@@ -1,0 +1,316 @@
+//! Blobs: bytes named by their SHA-256.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::bucket::Bucket;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Result, StoreError};
+use crate::fsio;
+use crate::root::Store;
+use crate::session::TempDir;
+
+/// The blobs of a store.
+#[derive(Debug, Clone, Copy)]
+pub struct Blobs<'a>(&'a Store);
+
+impl Store {
+    /// The blobs.
+    pub fn blobs(&self) -> Blobs<'_> {
+        Blobs(self)
+    }
+}
+
+impl Blobs<'_> {
+    /// Where the blob is, or would be.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.0.bucket_dir(Bucket::Blobs).join("sha256").join(&hex[..2]).join(hex)
+    }
+
+    /// Whether a blob of this size is there. Its bytes are not looked at:
+    /// [`Blobs::check`] does that.
+    pub fn has(&self, digest: &Digest, size: u64) -> bool {
+        fs::symlink_metadata(self.path(digest)).is_ok_and(|m| m.is_file() && m.len() == size)
+    }
+
+    /// Hashes the blob.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] if its bytes are not its name's,
+    /// [`StoreError::Io`] if it cannot be read.
+    pub fn check(&self, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        let actual = Digest::of_file(&path).map_err(StoreError::io("read", &path))?;
+        if actual == *digest {
+            return Ok(());
+        }
+        Err(StoreError::Mismatch { what: format!("the blob {}", path.display()), expected: *digest, actual })
+    }
+
+    /// Moves a damaged blob to quarantine.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if it cannot be moved.
+    pub fn quarantine(&self, digest: &Digest) -> Result<()> {
+        self.0.quarantine(&[self.path(digest)])
+    }
+
+    /// Stores a small blob.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if !self.has(&digest, bytes.len() as u64) {
+            fsio::write_atomic(&self.0.scratch()?, &self.path(&digest), bytes)?;
+        }
+        Ok(digest)
+    }
+
+    /// Reads a small blob and checks its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`], [`StoreError::Io`].
+    pub fn get(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let path = self.path(digest);
+        let bytes = fs::read(&path).map_err(StoreError::io("read", &path))?;
+        let actual = Digest::of(&bytes);
+        if actual != *digest {
+            return Err(StoreError::Mismatch {
+                what: format!("the blob {}", path.display()),
+                expected: *digest,
+                actual,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Publishes a written blob, unless the store has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn publish(&self, staged: &StagedBlob) -> Result<()> {
+        let digest = staged.digest()?;
+        if self.has(&digest, staged.size) {
+            return Ok(());
+        }
+        fsio::publish_file(&staged.file, &staged.path, &self.path(&digest))
+    }
+}
+
+/// Writes a blob into a temporary folder, and hashes it beside that.
+///
+/// A large blob is hashed by a thread that reads behind the writer, out of the
+/// page cache. Whoever feeds the writer, often an engine that waits for us in
+/// turn, is never held up by hashing; [`StagedBlob::digest`] waits instead.
+pub struct BlobWriter {
+    file: Arc<File>,
+    path: PathBuf,
+    hashing: Hashing,
+    size: u64,
+}
+
+enum Hashing {
+    Here(Hasher),
+    Behind(Arc<Progress>, JoinHandle<io::Result<Digest>>),
+}
+
+/// How far the writer is.
+#[derive(Default)]
+struct Progress {
+    state: Mutex<(u64, bool)>,
+    changed: Condvar,
+}
+
+/// A blob of this many bytes is hashed by a thread of its own.
+const LARGE: u64 = 1 << 20;
+
+impl Progress {
+    fn set(&self, written: u64, done: bool) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (written, done);
+        self.changed.notify_one();
+    }
+
+    /// Waits for more than `seen` bytes, or for the end.
+    fn beyond(&self, seen: u64) -> (u64, bool) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = self.changed.wait_while(state, |(written, done)| *written <= seen && !*done);
+        *more.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hashes a file while it is written.
+fn hash_behind(file: &File, progress: &Progress) -> io::Result<Digest> {
+    use std::os::unix::fs::FileExt;
+    let mut hasher = Hasher::new();
+    let mut piece = vec![0; 1 << 18];
+    let mut seen = 0;
+    loop {
+        let (written, done) = progress.beyond(seen);
+        while seen < written {
+            let length = piece.len().min(usize::try_from(written - seen).unwrap_or(usize::MAX));
+            file.read_exact_at(&mut piece[..length], seen)?;
+            hasher.update(&piece[..length]);
+            seen += length as u64;
+        }
+        if done {
+            return Ok(hasher.finish());
+        }
+    }
+}
+
+/// A written blob that is not published yet.
+pub struct StagedBlob {
+    file: Arc<File>,
+    path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    digest: OnceLock<Digest>,
+    thread: Mutex<Option<JoinHandle<io::Result<Digest>>>>,
+}
+
+impl BlobWriter {
+    /// Starts a blob in `dir`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn create(dir: &TempDir) -> Result<Self> {
+        let path = fsio::unused_name(dir.path(), "blob");
+        let file = Arc::new(fsio::create_new(&path)?);
+        Ok(Self { file, path, hashing: Hashing::Here(Hasher::new()), size: 0 })
+    }
+
+    /// Where it is being written.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The finished blob. Its digest may take longer.
+    pub fn finish(mut self) -> StagedBlob {
+        let hashing = std::mem::replace(&mut self.hashing, Hashing::Here(Hasher::new()));
+        let (digest, thread) = match hashing {
+            Hashing::Here(hasher) => (OnceLock::from(hasher.finish()), None),
+            Hashing::Behind(progress, thread) => {
+                progress.set(self.size, true);
+                (OnceLock::new(), Some(thread))
+            }
+        };
+        let path = std::mem::take(&mut self.path);
+        StagedBlob { file: Arc::clone(&self.file), path, size: self.size, digest, thread: Mutex::new(thread) }
+    }
+}
+
+impl Write for BlobWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = (&*self.file).write(buf)?;
+        self.size += n as u64;
+        match &mut self.hashing {
+            Hashing::Here(hasher) if self.size < LARGE => hasher.update(&buf[..n]),
+            Hashing::Here(_) => {
+                let (file, progress) = (Arc::clone(&self.file), Arc::<Progress>::default());
+                progress.set(self.size, false);
+                let behind = Arc::clone(&progress);
+                let thread = std::thread::spawn(move || hash_behind(&file, &behind));
+                self.hashing = Hashing::Behind(progress, thread);
+            }
+            Hashing::Behind(progress, _) => progress.set(self.size, false),
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        // An unfinished blob: let its thread end.
+        if let Hashing::Behind(progress, _) = &self.hashing {
+            progress.set(0, true);
+        }
+    }
+}
+
+impl StagedBlob {
+    /// Its digest. Waits until it is hashed.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if it could not be read back.
+    pub fn digest(&self) -> Result<Digest> {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            let joined = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let digest = joined.map_err(StoreError::io("read back", &self.path))?;
+            return Ok(*self.digest.get_or_init(|| digest));
+        }
+        let lost = || StoreError::io("read back", &self.path)(io::Error::other("it failed before"));
+        self.digest.get().copied().ok_or_else(lost)
+    }
+
+    /// Opens the written bytes anew; they stay readable after publication.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn reopen(&self) -> Result<File> {
+        self.file.try_clone().map_err(StoreError::io("reopen", &self.path))
+    }
+}
+
+impl std::fmt::Debug for StagedBlob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StagedBlob")
+            .field("path", &self.path)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OpenOptions;
+
+    #[test]
+    fn a_large_blob_hashed_on_a_thread_has_the_same_digest() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let temp = store.temp_dir().unwrap();
+        let bytes: Vec<u8> = (0..5_000_000u32).map(|n| (n ^ (n >> 7)) as u8).collect();
+        for step in [1 << 20, 77_777] {
+            let mut writer = BlobWriter::create(&temp).unwrap();
+            bytes.chunks(step).for_each(|piece| writer.write_all(piece).unwrap());
+            let staged = writer.finish();
+            assert_eq!((staged.digest().unwrap(), staged.size), (Digest::of(&bytes), 5_000_000));
+            assert_eq!(staged.digest().unwrap(), Digest::of(&bytes), "asked twice");
+        }
+    }
+
+    #[test]
+    fn a_blob_is_found_under_its_digest_and_damage_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let temp = store.temp_dir().unwrap();
+        let mut writer = BlobWriter::create(&temp).unwrap();
+        writer.write_all(b"layer").unwrap();
+        let staged = writer.finish();
+        let digest = staged.digest().unwrap();
+        assert_eq!(digest, Digest::of(b"layer"));
+        let blobs = store.blobs();
+        assert!(!blobs.has(&digest, 5));
+        blobs.publish(&staged).unwrap();
+        assert!(blobs.has(&digest, 5));
+        blobs.check(&digest).unwrap();
+        let path = blobs.path(&digest);
+        fs::remove_file(&path).unwrap();
+        fsio::write_atomic(temp.path(), &path, b"lager").unwrap();
+        assert!(matches!(blobs.check(&digest), Err(StoreError::Mismatch { .. })));
+        blobs.quarantine(&digest).unwrap();
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(store.quarantine_dir()).unwrap().count(), 1);
+    }
+}

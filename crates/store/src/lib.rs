@@ -1,0 +1,39 @@
+//! The content-addressed store under smolcellar's cache folder.
+//!
+//! `cache-layout.md` at the top of the repository is the contract that this
+//! crate implements. The crate knows nothing of Docker, OCI or smolvm: it
+//! keeps blobs by digest, machines by key, receipts that say what made them,
+//! and the locks that let any number of processes share one folder. It never
+//! prints; what a person should hear goes through [`Reporter`].
+//!
+//! Architecture invariant: every write that another process may see goes
+//! through [`fsio`], every file lock through `lock`.
+
+mod blobs;
+mod bucket;
+mod digest;
+mod error;
+pub mod fsio;
+mod lock;
+mod machines;
+mod root;
+mod session;
+mod stage;
+mod stat;
+mod usage;
+mod verify;
+
+pub mod report;
+
+pub use blobs::{BlobWriter, Blobs, StagedBlob};
+pub use bucket::Bucket;
+pub use digest::{Digest, DigestError, Hasher, HashingReader};
+pub use error::{Result, StoreError};
+pub use lock::{BuildLock, Holder, UseLock};
+pub use machines::{Lookup, Machine, MachineKey, MachineList, MachineReceipt, UsedMachine};
+pub use report::{Event, Quiet, Reporter};
+pub use root::{OpenOptions, STORE_FORMAT, Store};
+pub use session::TempDir;
+pub use stage::{BlobRef, StageReceipt};
+pub use usage::{BucketUsage, Usage};
+pub use verify::{Finding, Verification};

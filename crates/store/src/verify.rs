@@ -1,0 +1,203 @@
+//! Rehashing everything.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::bucket::Bucket;
+use crate::digest::Digest;
+use crate::error::Result;
+use crate::machines::{Lookup, MachineKey, list};
+use crate::report::{Event, Reporter};
+use crate::root::Store;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// What verifying found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// Entries looked at.
+    pub entries: u64,
+    /// Bytes hashed.
+    pub bytes: u64,
+    /// What is wrong. Empty: all is well.
+    pub damaged: Vec<Finding>,
+    /// Files that nothing trusts: harmless, from runs that were cut off.
+    pub leftovers: Vec<PathBuf>,
+}
+
+enum Work {
+    Blob(PathBuf, Digest),
+    Machine(PathBuf, MachineKey),
+    Stage(PathBuf, Digest, String),
+}
+
+impl Store {
+    /// Rehashes every blob and artifact and checks every receipt, on all
+    /// cores. Changes nothing.
+    ///
+    /// # Errors
+    /// [`crate::StoreError::Io`] if a folder cannot be listed.
+    pub fn verify(&self, reporter: &dyn Reporter) -> Result<Verification> {
+        let mut found = Verification::default();
+        let work = self.collect(&mut found)?;
+        let total: u64 = work.iter().map(|work| size_of_file(work.path())).sum();
+        let task = "verify";
+        reporter.report(Event::Begin { task, total: Some(total) });
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(found);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(work.len().max(1));
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some(work) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let problem = self.examine(work);
+                        let bytes = size_of_file(work.path());
+                        reporter.report(Event::Advance { task, bytes });
+                        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                        results.entries += 1;
+                        results.bytes += bytes;
+                        if let Some(problem) = problem {
+                            results.damaged.push(Finding { path: work.path().clone(), problem });
+                        }
+                    }
+                });
+            }
+        });
+        reporter.report(Event::End { task });
+        let mut found = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.damaged.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    fn examine(&self, work: &Work) -> Option<String> {
+        match work {
+            Work::Blob(_, digest) => self.blobs().check(digest).err().map(|error| error.to_string()),
+            Work::Machine(_, key) => match self.machine(key, true) {
+                Ok(Lookup::Hit(_)) => None,
+                Ok(Lookup::Miss) => None, // Replaced or collected while we looked.
+                Ok(Lookup::Damaged { problem }) => Some(problem),
+                Err(error) => Some(error.to_string()),
+            },
+            Work::Stage(_, image, stage) => match self.stage_receipt(image, stage) {
+                Ok(Some(receipt)) if receipt.image != *image || receipt.stage != *stage => {
+                    Some("it is the receipt of something else".into())
+                }
+                Ok(Some(receipt)) => {
+                    let lost = receipt.blobs.iter().find(|blob| !self.blobs().has(&blob.digest, blob.size));
+                    lost.map(|blob| {
+                        format!("its {} {} is missing or has another size", blob.role, blob.digest)
+                    })
+                }
+                Ok(None) => None,
+                Err(error) => Some(error.to_string()),
+            },
+        }
+    }
+
+    /// Lists what there is to verify; names that do not belong are findings.
+    fn collect(&self, found: &mut Verification) -> Result<Vec<Work>> {
+        let mut work = Vec::new();
+        let mut strange = |path: PathBuf| {
+            found
+                .damaged
+                .push(Finding { path, problem: "its name is none that cache-layout.md knows".into() });
+        };
+        for shard in list(&self.bucket_dir(Bucket::Blobs).join("sha256"))? {
+            for path in list(&shard)? {
+                match hex_name(&path) {
+                    Some(digest) => work.push(Work::Blob(path, digest)),
+                    None => strange(path),
+                }
+            }
+        }
+        for image_dir in list(&self.bucket_dir(Bucket::Images))? {
+            let Some(image) = hex_name(&image_dir) else {
+                strange(image_dir);
+                continue;
+            };
+            for path in list(&image_dir)? {
+                let stage =
+                    path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+                match path.extension().and_then(|e| e.to_str()) {
+                    Some("json") => work.push(Work::Stage(path, image, stage)),
+                    _ => strange(path),
+                }
+            }
+        }
+        let mut leftovers = Vec::new();
+        for image_dir in list(&self.bucket_dir(Bucket::Machines))? {
+            let Some(image) = hex_name(&image_dir) else {
+                strange(image_dir);
+                continue;
+            };
+            for path in list(&image_dir)? {
+                let recipe = path.file_stem().and_then(|stem| Digest::from_hex(&stem.to_string_lossy()).ok());
+                match (recipe, path.extension().and_then(|e| e.to_str())) {
+                    (Some(recipe), Some("json")) => {
+                        // The artifact is what takes the time and what matters.
+                        let artifact = path.with_extension("smolmachine");
+                        work.push(Work::Machine(artifact, MachineKey { image, recipe }));
+                    }
+                    (Some(_), Some("smolmachine" | "stat")) => {
+                        if !path.with_extension("json").exists() {
+                            leftovers.push(path);
+                        }
+                    }
+                    _ => strange(path),
+                }
+            }
+        }
+        found.leftovers = leftovers;
+        Ok(work)
+    }
+}
+
+impl Work {
+    fn path(&self) -> &PathBuf {
+        match self {
+            Self::Blob(path, _) | Self::Machine(path, _) | Self::Stage(path, _, _) => path,
+        }
+    }
+}
+
+fn hex_name(path: &std::path::Path) -> Option<Digest> {
+    path.file_name().and_then(|name| Digest::from_hex(&name.to_string_lossy()).ok())
+}
+
+fn size_of_file(path: &std::path::Path) -> u64 {
+    std::fs::symlink_metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Quiet;
+    use crate::{OpenOptions, fsio};
+
+    #[test]
+    fn a_clean_store_verifies_and_each_kind_of_damage_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let digest = store.blobs().put(b"good").unwrap();
+        assert_eq!(store.verify(&Quiet).unwrap().damaged, []);
+        let path = store.blobs().path(&digest);
+        std::fs::remove_file(&path).unwrap();
+        let scratch = store.scratch().unwrap();
+        fsio::write_atomic(&scratch, &path, b"evil").unwrap();
+        let strange = store.bucket_dir(Bucket::Machines).join(digest.hex()).join("notes.txt");
+        fsio::write_atomic(&scratch, &strange, b"").unwrap();
+        let damaged = store.verify(&Quiet).unwrap().damaged;
+        let paths: Vec<_> = damaged.iter().map(|finding| finding.path.clone()).collect();
+        assert_eq!(paths, [path, strange]);
+    }
+}

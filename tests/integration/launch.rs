@@ -1,0 +1,23 @@
+//! `launch` where no machine can boot. Where one can, see `vm`.
+
+use smolcellar_tests::cellar::Cellar;
+
+fn cpu_can() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm") || cfg!(target_arch = "aarch64")
+}
+
+#[test]
+fn without_virtualisation_it_says_exactly_that_and_makes_nothing() {
+    if cpu_can() {
+        // Said by the launcher's own tests there, with a made-up cpuinfo.
+        return;
+    }
+    let cellar = Cellar::new();
+    cellar.write("smolcellar.toml", "[agent.a]\ncontext = \"ctx\"\n");
+    let ran = cellar.run(["launch", "--", "/agent"]);
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(ran.stderr.contains("no hardware virtualisation") && ran.stderr.contains("vmx"), "{ran:?}");
+    assert!(ran.stdout.is_empty());
+    assert!(!cellar.cache().exists(), "nothing was made");
+}

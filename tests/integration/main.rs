@@ -1,0 +1,16 @@
+//! Tests that need a container engine, or skopeo, or nothing but the program.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests run programs, and a panic is how they report"
+)]
+
+mod archive;
+mod bad_archives;
+mod bad_input;
+mod build;
+mod cache;
+mod contention;
+mod launch;
+mod peers;
