@@ -106,6 +106,13 @@ impl<'a> Launcher<'a> {
         if !plan.create.artifact.is_file() {
             return Err(LaunchError::NoArtifact(plan.create.artifact));
         }
+        if self.cli.version().always_runs_entrypoint() {
+            let text = format!(
+                "smolvm {} also runs the image's entrypoint in the background; 1.17.0 and newer do not",
+                self.cli.version()
+            );
+            self.reporter.report(Event::Note { text: &text });
+        }
         let name = plan.create.name.clone();
         let machine = Machine::new(&self.cli, &name, &self.bounds);
         let mut undo = UndoStack::new(self.reporter);

@@ -34,6 +34,12 @@ impl Version {
     pub fn supports(self, feature: Feature) -> bool {
         self >= feature.since()
     }
+
+    /// Whether `machine start` runs the image's entrypoint in the background
+    /// and cannot be told not to. Before 1.9.0 nothing was run.
+    pub fn always_runs_entrypoint(self) -> bool {
+        self >= Self::new(1, 9, 0) && !self.supports(Feature::NoWorkload)
+    }
 }
 
 impl fmt::Display for Version {
@@ -114,16 +120,20 @@ pub enum Feature {
     StopTimeout,
     /// `machine logs`.
     Logs,
+    /// `machine start --no-workload`, which its help does not list. Without it
+    /// a start runs the image's entrypoint in the background.
+    NoWorkload,
 }
 
 impl Feature {
-    /// The first version known to have it. The last three are absent from
-    /// 1.9.3 and present in 1.32.2; versions between were not looked at, so
-    /// they count as not having it.
+    /// The first version known to have it, by asking the programs in the wheels
+    /// of 18 versions from 1.4.0 to 1.32.2.
     pub const fn since(self) -> Version {
         match self {
             Self::Labels => Version::new(1, 8, 0),
-            Self::ExecUser | Self::StopTimeout | Self::Logs => Version::new(1, 32, 0),
+            Self::ExecUser => Version::new(1, 14, 0),
+            Self::NoWorkload => Version::new(1, 17, 0),
+            Self::StopTimeout | Self::Logs => Version::new(1, 28, 1),
         }
     }
 
@@ -134,6 +144,7 @@ impl Feature {
             Self::ExecUser => "machine exec --user",
             Self::StopTimeout => "machine stop --timeout",
             Self::Logs => "machine logs",
+            Self::NoWorkload => "machine start --no-workload",
         }
     }
 }
@@ -149,6 +160,15 @@ mod tests {
         assert!(parse("1.9.3") < parse("1.32.2"));
         assert_eq!(parse("1.32.2-rc.1+abc"), Version::new(1, 32, 2));
         assert_eq!(parse("0.8.0").to_string(), "0.8.0");
+    }
+
+    #[test]
+    fn only_versions_between_the_workload_and_its_switch_run_the_entrypoint() {
+        let runs = |text: &str| text.parse::<Version>().unwrap().always_runs_entrypoint();
+        assert_eq!(
+            ["0.8.0", "1.8.3", "1.9.0", "1.15.0", "1.17.0", "1.32.2"].map(runs),
+            [false, false, true, true, false, false]
+        );
     }
 
     #[test]
