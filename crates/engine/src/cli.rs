@@ -1,9 +1,8 @@
 //! Every engine command line, and running them.
 #![expect(clippy::disallowed_methods, reason = "this module runs the engine")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
@@ -13,6 +12,7 @@ use smolcellar_store::Digest;
 use xshell::Shell;
 
 use crate::error::{EngineError, Result};
+use crate::follow::{Tail, collect, follow};
 use crate::parse::{self, ImageInfo};
 use crate::save::SaveStream;
 
@@ -80,12 +80,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`]; a failed build carries the end of what it printed.
-    pub fn build(&self, spec: &BuildSpec, scratch: &Path, line: &(dyn Fn(&str) + Sync)) -> Result<Digest> {
+    pub fn build(&self, spec: &BuildSpec, scratch: &Path, line: &dyn Fn(&str)) -> Result<Digest> {
         check_inputs(spec)?;
         let id_file = scratch.join(format!("iid-{}", std::process::id()));
         let command = self.command(&build_args(spec, &id_file));
         let text = describe(&command);
-        let (status, tail) = run_streaming(command, &text, line)?;
+        let followed = follow(command, line);
+        let (status, tail) = followed.map_err(|source| EngineError::Run { command: text.clone(), source })?;
         if !status.success() {
             let said = tail.text();
             if parse::is_unreachable(&said) {
@@ -234,74 +235,6 @@ fn spawn(mut command: Command, text: &str) -> Result<Child> {
     command.spawn().map_err(|source| EngineError::Run { command: text.to_owned(), source })
 }
 
-/// The last lines of an output: enough to see why, bounded whatever it is.
-#[derive(Debug, Default)]
-pub(crate) struct Tail(VecDeque<String>);
-
-impl Tail {
-    const LINES: usize = 60;
-
-    fn push(&mut self, line: String) {
-        if self.0.len() == Self::LINES {
-            self.0.pop_front();
-        }
-        self.0.push_back(line);
-    }
-
-    pub(crate) fn text(self) -> String {
-        Vec::from(self.0).join("\n").trim_end().to_owned()
-    }
-}
-
-/// Reads lines on a thread of its own until the other end closes.
-fn collect<R: Read + Send + 'static>(
-    stream: Option<R>,
-    line: impl Fn(&str) + Send + 'static,
-) -> JoinHandle<Tail> {
-    std::thread::spawn(move || {
-        let mut tail = Tail::default();
-        let Some(stream) = stream else { return tail };
-        let mut reader = BufReader::new(stream);
-        let mut bytes = Vec::new();
-        // A line of a mebibyte is no line; it is cut.
-        while matches!(reader.by_ref().take(1 << 20).read_until(b'\n', &mut bytes), Ok(n) if n > 0) {
-            let text = String::from_utf8_lossy(&bytes);
-            let text = text.trim_end();
-            line(text);
-            tail.push(text.to_owned());
-            bytes.clear();
-        }
-        tail
-    })
-}
-
-/// Runs a command whose output people may want to follow.
-fn run_streaming(
-    mut command: Command,
-    text: &str,
-    line: &(dyn Fn(&str) + Sync),
-) -> Result<(ExitStatus, Tail)> {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = spawn(command, text)?;
-    let (sender, lines) = std::sync::mpsc::channel::<String>();
-    let other = sender.clone();
-    let readers = [
-        collect(child.stdout.take(), move |line| drop(sender.send(line.to_owned()))),
-        collect(child.stderr.take(), move |line| drop(other.send(line.to_owned()))),
-    ];
-    // One tail for both streams, in the order in which lines came.
-    let mut tail = Tail::default();
-    for text in lines {
-        line(&text);
-        tail.push(text);
-    }
-    for reader in readers {
-        drop(reader.join());
-    }
-    let status = child.wait().map_err(|source| EngineError::Run { command: text.to_owned(), source })?;
-    Ok((status, tail))
-}
-
 /// Runs a command that must answer soon.
 fn run_bounded(mut command: Command, text: &str) -> Result<(ExitStatus, String, String)> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -366,13 +299,5 @@ mod tests {
     fn an_engine_that_is_not_there_is_named_with_the_way_around_it() {
         let error = Engine::find(Some("no-such-engine")).unwrap_err().to_string();
         assert!(error.contains("no-such-engine") && error.contains("--archive"), "{error}");
-    }
-
-    #[test]
-    fn only_the_last_lines_of_a_long_output_are_kept() {
-        let mut tail = Tail::default();
-        (0..1000).for_each(|n| tail.push(n.to_string()));
-        let text = tail.text();
-        assert!(text.ends_with("999") && text.lines().count() == Tail::LINES);
     }
 }

@@ -5,10 +5,12 @@
 
 mod cli;
 mod error;
+mod follow;
 mod parse;
 mod save;
 
 pub use cli::{BuildSpec, Engine, Kind};
 pub use error::{EngineError, Result};
+pub use follow::{Tail, follow};
 pub use parse::ImageInfo;
 pub use save::SaveStream;

@@ -4,8 +4,9 @@ use std::io::{self, Read};
 use std::process::{Child, ChildStdout};
 use std::thread::JoinHandle;
 
-use crate::cli::{Tail, status_text};
+use crate::cli::status_text;
 use crate::error::{EngineError, Result};
+use crate::follow::Tail;
 use crate::parse;
 
 /// The output of a running `save`. Dropping it early ends the command.

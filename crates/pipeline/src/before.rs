@@ -1,45 +1,23 @@
 //! The command that an agent may run before its image is built.
 #![expect(clippy::disallowed_methods, reason = "this module runs the agent's own command")]
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::error::{PipelineError, Result};
-
-/// Lines kept for the error message.
-const TAIL: usize = 60;
 
 /// Runs `words` in `dir`. Its output goes to `line`, both streams as one.
 pub(crate) fn run(words: &[String], dir: &Path, line: &dyn Fn(&str)) -> Result<()> {
     let Some((program, args)) = words.split_first() else { return Ok(()) };
     let command = words.join(" ");
     let failed = |source| PipelineError::BeforeRun { command: command.clone(), source };
-    let (reader, writer) = std::io::pipe().map_err(failed)?;
-    let mut child = Command::new(program)
-        .args(args)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone().map_err(failed)?)
-        .stderr(writer)
-        .spawn()
-        .map_err(failed)?;
-    let mut tail = std::collections::VecDeque::new();
-    for bytes in BufReader::new(reader).split(b'\n') {
-        let bytes = bytes.map_err(failed)?;
-        let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        line(&text);
-        if tail.len() == TAIL {
-            tail.pop_front();
-        }
-        tail.push_back(text);
-    }
-    let status = child.wait().map_err(failed)?;
+    let mut run = Command::new(program);
+    run.args(args).current_dir(dir);
+    let (status, tail) = smolcellar_engine::follow(run, line).map_err(failed)?;
     if status.success() {
         return Ok(());
     }
-    let output = Vec::from(tail).join("\n");
-    Err(PipelineError::Before { command, status: status.to_string(), output })
+    Err(PipelineError::Before { command, status: status.to_string(), output: tail.text() })
 }
 
 #[cfg(test)]

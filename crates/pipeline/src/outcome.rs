@@ -51,10 +51,15 @@ pub struct StageReport {
     pub name: StageName,
     /// Whether it had to work.
     pub status: StageStatus,
-    /// How long it took.
+    /// How long it took. JSON has it in whole microseconds.
+    #[serde(serialize_with = "microseconds")]
     pub seconds: f64,
     /// The size of what it makes, in bytes; 0 where that is not there.
     pub bytes: u64,
+}
+
+fn microseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((seconds * 1e6).round() / 1e6)
 }
 
 /// The result of a run.
