@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Test(Test),
     /// Measure, and compare with the programs this replaces.
     Bench(Bench),
+    /// Feed the parsers of foreign bytes with bytes made up to break them.
+    Fuzz(Fuzz),
 }
 
 #[derive(Debug, clap::Args)]
@@ -130,6 +132,16 @@ pub(crate) struct Test {
     /// Leave out the tests that boot machines (minutes).
     #[arg(long)]
     pub(crate) no_vm: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fuzz {
+    /// The targets; all if none is named.
+    #[arg(value_name = "TARGET")]
+    pub(crate) targets: Vec<String>,
+    /// How long each target runs.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seconds: u32,
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,7 @@
 //! Programs that `test` and `bench` run on this machine.
 #![expect(clippy::disallowed_methods, reason = "this module runs programs")]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,6 +55,24 @@ pub(crate) fn cargo(args: &[&OsStr], env: &[(&str, &OsStr)]) -> Result<bool> {
         command.env_remove(name);
     }
     Ok(command.status().context("cannot run cargo")?.success())
+}
+
+/// Runs a program with its output in `log`; whether it succeeded.
+pub(crate) fn logged(program: &Path, args: &[OsString], dir: &Path, log: &Path) -> Result<bool> {
+    let file = std::fs::File::options().create(true).truncate(true).write(true).open(log);
+    let file = file.with_context(|| format!("cannot write {}", log.display()))?;
+    let both = file.try_clone().context("cannot share the log")?;
+    let mut command = Command::new(program);
+    command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(file).stderr(both);
+    Ok(command.status().with_context(|| format!("cannot run {}", program.display()))?.success())
+}
+
+/// The host as the compiler names it: `x86_64-unknown-linux-gnu`.
+pub(crate) fn triple() -> Result<String> {
+    let shell = Shell::new()?;
+    let said = cmd!(shell, "rustc -vV").quiet().read().context("cannot ask rustc")?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
 }
 
 /// What a run of this very program took.

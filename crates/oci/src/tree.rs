@@ -106,6 +106,9 @@ impl Tree {
             return Err(format!("it is a hard link to the folder '{}'", show(target)));
         }
         let key = self.resolve(path, layer)?;
+        if key.is_empty() {
+            return Err("it would replace the root folder".into());
+        }
         if self.names.get(&key).is_some_and(|old| old.layer == layer) {
             return Err("the layer has it twice".into());
         }
@@ -414,6 +417,10 @@ mod tests {
         }
         assert!(tree.hard_link(b"h", b"../etc/passwd", 0).is_err());
         assert!(tree.hard_link(b"h", b"nothing", 0).is_err());
+        for root in [&b""[..], b".", b"./", b"//"] {
+            let error = tree.hard_link(root, b"f", 1).unwrap_err();
+            assert_eq!(root != b"//", error.contains("root folder"), "{error}");
+        }
         insert(&mut tree, "d", dir(), 0).unwrap();
         insert(&mut tree, "d", dir(), 0).unwrap();
     }

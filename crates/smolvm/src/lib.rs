@@ -41,3 +41,15 @@ pub use version::{Dialect, Feature, Version, VersionError};
 pub use wheel::{PINNED_VERSION, Pin};
 
 mod parse;
+
+/// The parsers of what smolvm prints, for fuzzing.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Everything that is parsed of an output; an absolute path if it is one.
+    pub fn output(stdout: &[u8]) -> Option<std::path::PathBuf> {
+        let _ = crate::parse::version(stdout);
+        let _ = crate::parse::machines(stdout);
+        let _ = crate::parse::machine(stdout);
+        crate::parse::path(stdout)
+    }
+}

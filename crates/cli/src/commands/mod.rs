@@ -3,6 +3,7 @@
 mod bench;
 mod build_agent;
 mod cache;
+mod fuzz;
 mod launch;
 mod setup;
 mod test;
@@ -22,5 +23,6 @@ pub(crate) fn run(args: Args) -> Result<u8> {
         Command::Cache(command) => cache::run(&session, &command),
         Command::Test(args) => test::run(&session, &args),
         Command::Bench(args) => bench::run(&session, &args),
+        Command::Fuzz(args) => fuzz::run(&session, &args),
     }
 }

@@ -1,0 +1,83 @@
+//! Writes sound inputs for the fuzz targets to start from: `fuzz_seeds FOLDER`
+//! makes FOLDER/<target>/….
+#![expect(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "writes files that may be made again, and a panic is how it fails"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use smolcellar_tests::archives::{Entry, docker_save, docker_save_25, file, oci_layout, special, tar};
+use tar::EntryType;
+
+fn main() {
+    let folder = std::env::args_os().nth(1).map(PathBuf::from).expect("usage: seeds FOLDER");
+    let put = |target: &str, name: &str, bytes: &[u8]| {
+        let dir = folder.join(target);
+        fs::create_dir_all(&dir).and_then(|()| fs::write(dir.join(name), bytes)).expect("written");
+    };
+    let lower = tar(&[
+        special("d/", EntryType::Directory, ""),
+        file("d/a", b"one"),
+        special("d/hard", EntryType::Link, "d/a"),
+        special("l", EntryType::Symlink, "d"),
+        special("fifo", EntryType::Fifo, ""),
+        pax(b"30 mtime=1700000000.5\n22 SCHILY.xattr.user.k=v\n"),
+        file("x", b""),
+    ]);
+    let upper = tar(&[file("d/.wh.a", b""), file("l/b", b"two"), file("d/.wh..wh..opq", b"")]);
+    put("layer", "two", &[lower.clone(), upper.clone()].concat());
+    put("layer", "one", &lower);
+    let layers = [lower, upper];
+    put("archive", "save", &tar(&docker_save(&layers)));
+    put("archive", "save-25", &tar(&docker_save_25(&layers)));
+    put("archive", "oci", &tar(&oci_layout(&layers, <[u8]>::to_vec)));
+    for (name, text) in [("inspect", INSPECT), ("ls", LS), ("version", "smolvm 1.32.2\n"), ("path", "/a/b\n")]
+    {
+        put("answers", name, text.as_bytes());
+    }
+    put("artifact", "artifact", &artifact(&folder));
+}
+
+const INSPECT: &str =
+    r#"{"Id":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","Size":5}"#;
+const LS: &str = r#"[{"name":"m","state":"running","pid":7}]"#;
+
+fn pax(records: &[u8]) -> Entry {
+    Entry { kind: EntryType::XHeader, ..file("PaxHeaders", records) }
+}
+
+/// A whole artifact, as the packer writes it.
+fn artifact(folder: &Path) -> Vec<u8> {
+    use smolcellar_oci::{ImageId, Platform};
+    use smolcellar_pack::{AgentRootfs, MachineSpec};
+    let path = folder.join("layer.tar");
+    fs::write(&path, tar(&[file("a", b"one")])).expect("written");
+    let layer = fs::File::open(path).expect("a file");
+    let rootfs = smolcellar_oci::flatten(vec![layer]).expect("a sound layer");
+    let agent = folder.join("agent.tar");
+    fs::write(&agent, b"agent").expect("written");
+    let agent = AgentRootfs { path: agent, size: 5, digest: smolcellar_store::Digest::of(b"agent") };
+    let spec = MachineSpec {
+        image: ImageId::of_config(b"{}"),
+        platform: Platform::guest(),
+        host_platform: "linux/amd64".into(),
+        entrypoint: vec!["/agent".into()],
+        cmd: vec![],
+        env: vec!["A=b".into()],
+        workdir: None,
+        user: None,
+        cpus: 1,
+        memory_mib: 512,
+        created: "2026-01-01T00:00:00Z".into(),
+        smolvm_version: "1.32.2".into(),
+        level: 1,
+    };
+    let path = folder.join("seed.smolmachine");
+    let mut out =
+        fs::File::options().create(true).truncate(true).read(true).write(true).open(&path).expect("a file");
+    smolcellar_pack::pack(&spec, &rootfs, &agent, &mut out, &smolcellar_store::Quiet).expect("packed");
+    fs::read(path).expect("its bytes")
+}
