@@ -12,5 +12,6 @@ mod bad_input;
 mod build;
 mod cache;
 mod contention;
+mod human;
 mod launch;
 mod peers;

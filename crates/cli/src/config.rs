@@ -142,7 +142,7 @@ impl Config {
         let near = near(name, self.names());
         let hint = match near.as_slice() {
             [] => format!("it has {}", self.names().collect::<Vec<_>>().join(", ")),
-            near => format!("did you mean {}?", near.join(" or ")),
+            near => format!("did you mean '{}'?", near.join("' or '")),
         };
         Err(Usage(format!("{} has no agent '{name}'; {hint}", self.file.display())).into())
     }
@@ -279,7 +279,7 @@ mod tests {
     fn an_unknown_agent_is_answered_with_the_near_names() {
         let config = parse("[agent.sample]\ncontext = \".\"\n[agent.other]\ncontext = \".\"\n").unwrap();
         let error = config.agent("smple", None, None).unwrap_err();
-        assert!(error.to_string().contains("did you mean sample?"), "{error}");
+        assert!(error.to_string().contains("did you mean 'sample'?"), "{error}");
         assert!(error.is::<Usage>());
         let error = config.only().unwrap_err().to_string();
         assert!(error.contains("other, sample"), "{error}");

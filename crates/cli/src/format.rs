@@ -15,6 +15,11 @@ pub(crate) fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// "1 miss", "2 misses".
+pub(crate) fn count(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Seconds with two decimals: "0.31 s".
 pub(crate) fn seconds(seconds: f64) -> String {
     format!("{seconds:.2} s")

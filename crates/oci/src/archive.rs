@@ -144,6 +144,12 @@ fn read_stream(
         let header = match reader.next() {
             Ok(Some(header)) => header,
             Ok(None) => break,
+            // Not even one block: a tar that was cut has more.
+            Err(TarError::Io(error))
+                if error.kind() == io::ErrorKind::UnexpectedEof && reader.position() == 0 =>
+            {
+                return Err(not_a_tar(what));
+            }
             Err(TarError::Io(error)) => return Err(broken(what, "an entry", error)),
             Err(TarError::NotTar) if count == 0 => return Err(not_a_tar(what)),
             Err(TarError::NotTar) => {

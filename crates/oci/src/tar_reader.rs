@@ -111,6 +111,11 @@ impl<R: Skip> TarReader<R> {
         Self { inner, position: 0, left: 0, padding: 0 }
     }
 
+    /// Bytes of the archive behind us.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
     /// The next entry; `None` at the end of the archive.
     pub(crate) fn next(&mut self) -> Result<Option<Header>, TarError> {
         let mut extensions = Extensions::default();

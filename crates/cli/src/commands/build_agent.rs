@@ -99,12 +99,12 @@ fn total(outcomes: &[Outcome], seconds: f64) -> String {
     let stages = || outcomes.iter().flat_map(|outcome| &outcome.stages);
     let count = |status| stages().filter(|stage| stage.status == status).count();
     let size = outcomes.iter().map(|outcome| outcome.size).sum();
-    let agents = if outcomes.len() == 1 { "1 agent".into() } else { format!("{} agents", outcomes.len()) };
     format!(
-        "{agents}, {}, {} hits, {} misses, {}",
+        "{}, {}, {}, {}, {}",
+        format::count(outcomes.len(), "agent", "agents"),
         format::bytes(size),
-        count(StageStatus::Hit),
-        count(StageStatus::Miss),
+        format::count(count(StageStatus::Hit), "hit", "hits"),
+        format::count(count(StageStatus::Miss), "miss", "misses"),
         format::seconds(seconds)
     )
 }
