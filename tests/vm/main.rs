@@ -40,13 +40,19 @@ run() {
     name=$1; shift
     for try in 1 2 3 4 5 6; do
         set +e
-        xtask launch --progress plain "$@" > /out/$name.out 2> /out/$name.err < /dev/null
+        xtask launch --yes --progress plain "$@" > /out/$name.out 2> /out/$name.err < /dev/null
         echo $? > /out/$name.code
         set -e
         lost /out/$name.err || break
     done
     echo "== $name, try $try: exit $(cat /out/$name.code)"; cat /out/$name.out /out/$name.err
 }
+# Nobody can be asked, and nobody said yes.
+set +e
+xtask launch --progress plain > /out/declined.out 2> /out/declined.err < /dev/null
+echo $? > /out/declined.code
+set -e
+
 run hello
 run exit sample -- /agent exit 7
 run env -e COLOUR=blue -- /agent env
@@ -54,7 +60,7 @@ run id -- /agent id a "b c"
 
 # A signal in the middle: the launch ends, and the machine with it.
 for try in 1 2 3 4 5 6; do
-    xtask launch --progress plain -- /agent sleep 300 > /out/term.out 2> /out/term.err < /dev/null &
+    xtask launch --yes --progress plain -- /agent sleep 300 > /out/term.out 2> /out/term.err < /dev/null &
     launch=$!
     while kill -0 $launch 2> /dev/null && ! grep -q sleeping /out/term.out; do sleep 0.2; done
     # The image's own entrypoint says hello at once; nobody asked for it here.
@@ -131,6 +137,8 @@ fn the_sample_agent_boots_answers_fails_and_is_always_taken_down() {
         assert_eq!(code(name), expected, "{name}");
     }
     assert_eq!(text("exit.out"), "");
+    assert_eq!((code("declined").as_str(), text("declined.out").as_str()), ("4", ""));
+    assert!(text("declined.err").contains("--yes"), "{}", text("declined.err"));
     let env = text("env.out");
     assert!(env.lines().any(|l| l == "COLOUR=blue") && env.lines().any(|l| l == "AGENT=sample"), "{env}");
     let id = text("id.out");

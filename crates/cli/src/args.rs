@@ -88,12 +88,34 @@ pub(crate) struct Launch {
     /// The agent to launch; the only one if the configuration has one.
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// Do not ask before anything is built or started.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Show what would be done, and do nothing. With `--format json`, every command line too.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Call the image this, if it has to be built, instead of what the configuration says.
+    #[arg(long, value_name = "REF", env = "SMOLCELLAR_IMAGE")]
+    pub(crate) image: Option<String>,
     /// Set a variable in the guest; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub(crate) env: Vec<String>,
-    /// Let the guest reach these addresses and no others; may be repeated. Without it there is no network.
+    /// Give the guest a secret: its variable GUEST gets the value of our variable HOST, which is on no
+    /// command line; may be repeated.
+    #[arg(long, value_name = "GUEST=HOST")]
+    pub(crate) secret_env: Vec<String>,
+    /// Let the guest reach these addresses; may be repeated. Without any of these there is no network.
     #[arg(long, value_name = "CIDR")]
     pub(crate) allow_cidr: Vec<String>,
+    /// Let the guest reach this host, by the addresses it has when the guest starts; may be repeated.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) allow_host: Vec<String>,
+    /// Show a folder of this machine in the guest; may be repeated.
+    #[arg(short = 'V', long, value_name = "HOST:GUEST[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Make a port of the guest one of this machine; may be repeated.
+    #[arg(short, long, value_name = "HOST:GUEST")]
+    pub(crate) port: Vec<String>,
     /// Run with this many virtual CPUs instead of the artifact's.
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<u8>,

@@ -121,6 +121,11 @@ impl Config {
         self.tables.agent.keys().map(String::as_str)
     }
 
+    /// Whether the agent's configuration names its image.
+    pub(crate) fn names_image(&self, name: &str) -> bool {
+        self.tables.agent.get(name).is_some_and(|agent| agent.image.is_some())
+    }
+
     /// The agent that is meant when none is named: the only one.
     pub(crate) fn only(&self) -> Result<&str> {
         let names: Vec<&str> = self.names().collect();

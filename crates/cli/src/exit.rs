@@ -10,6 +10,8 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 pub(crate) const USAGE: u8 = 2;
+/// The launch was not wanted, or nobody could be asked.
+pub(crate) const DECLINED: u8 = 4;
 /// Another process kept a lock for longer than `--lock-timeout`.
 pub(crate) const LOCK_TIMEOUT: u8 = 5;
 /// `launch` failed itself: any other code is the guest's, or 128 plus the
@@ -21,12 +23,19 @@ pub(crate) const LAUNCHER: u8 = 125;
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
 
+/// Nobody said yes: exits with [`DECLINED`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Declined(pub(crate) String);
+
 /// The code for an error.
 pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
     if error.chain().any(is_lock_timeout) {
         LOCK_TIMEOUT
     } else if error.chain().any(|cause| cause.is::<Usage>()) {
         USAGE
+    } else if error.chain().any(|cause| cause.is::<Declined>()) {
+        DECLINED
     } else if in_guest {
         LAUNCHER
     } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use smolcellar_smolvm::{Cli, Feature, Limits, Runtime};
+use smolcellar_smolvm::{Cli, Limits, Runtime};
 use smolcellar_store::{Event, Reporter, Store};
 
 use crate::error::{LaunchError, Result};
@@ -99,12 +99,16 @@ impl<'a> Launcher<'a> {
     /// anything is made; [`LaunchError::Smolvm`] when a step failed;
     /// [`LaunchError::MachineDied`]; [`LaunchError::Store`].
     pub fn run(&self, spec: LaunchSpec) -> Result<i32> {
-        let plan = Plan::resolve(spec, self.cli.supports(Feature::Labels))?;
+        let plan = Plan::resolve(spec, &self.cli)?;
+        check_host(&plan)?;
         self.host.virtualisation()?;
-        // Held until the machine is gone: the artifact must outlive it.
-        let _in_use = self.store.lock_use(&plan.artifact_key, self.reporter)?;
-        if !plan.create.artifact.is_file() {
+        let Some(artifact) = &plan.artifact else {
             return Err(LaunchError::NoArtifact(plan.create.artifact));
+        };
+        // Held until the machine is gone: the artifact must outlive it.
+        let _in_use = self.store.lock_use(&artifact.key, self.reporter)?;
+        if !artifact.path.is_file() {
+            return Err(LaunchError::NoArtifact(artifact.path.clone()));
         }
         if self.cli.version().always_runs_entrypoint() {
             let text = format!(
@@ -144,6 +148,29 @@ impl<'a> Launcher<'a> {
         self.reporter.report(Event::End { task });
         Ok(result?)
     }
+}
+
+/// What a plan needs of this host, which its making did not look at.
+fn check_host(plan: &Plan) -> Result<()> {
+    for volume in &plan.volumes {
+        if !volume.host.exists() {
+            return Err(LaunchError::BadOption {
+                what: "volume",
+                value: volume.to_string(),
+                problem: "names a folder that this host does not have",
+            });
+        }
+    }
+    for secret in &plan.secrets {
+        if std::env::var_os(&secret.host).is_none() {
+            return Err(LaunchError::BadOption {
+                what: "secret",
+                value: secret.guest.clone(),
+                problem: "refers to a variable that is not set",
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! does wrong what the file `faults` says.
 
 use super::*;
+use crate::plan::{Artifact, Egress};
 use smolcellar_smolvm::{Cancel, ExecIo, Origin, Version};
 use smolcellar_store::{Digest, OpenOptions, fsio};
 use std::fs;
@@ -91,16 +92,20 @@ impl Lab {
 
     fn spec(&self, command: &[&str]) -> LaunchSpec {
         LaunchSpec {
-            artifact: self.at("a.smolmachine"),
-            artifact_key: "key".into(),
+            agent: "lab".into(),
+            image: None,
+            artifact: Some(Artifact { key: "key".into(), path: self.at("a.smolmachine") }),
             machine_name: crate::machine_name("lab"),
             command: command.iter().map(ToString::to_string).collect(),
             env: vec![],
+            secrets: vec![],
             workdir: None,
             user: None,
             cpus: Some(1),
             memory_mib: None,
-            allow_cidrs: vec!["10.0.0.2/32".into()],
+            volumes: vec![],
+            ports: vec![],
+            egress: Egress { allow_cidr: vec!["10.0.0.2/32".into()], ..Egress::default() },
             io: ExecIo::Stream,
         }
     }
@@ -291,7 +296,7 @@ fn a_signal_at_any_step_takes_everything_down_in_time_and_gives_128_plus_n() {
 fn a_panic_in_the_middle_takes_everything_down() {
     let lab = Lab::new(&[]);
     let launcher = lab.launcher();
-    let plan = Plan::resolve(lab.spec(&["true"]), true).unwrap();
+    let plan = Plan::resolve(lab.spec(&["true"]), &launcher.cli).unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let machine = Machine::new(&launcher.cli, &plan.create.name, &launcher.bounds);
         let mut undo = UndoStack::new(&lab);

@@ -20,7 +20,7 @@ mod undo;
 
 pub use bringup::{Bounds, Launcher, launch};
 pub use error::{LaunchError, Result};
-pub use plan::{LABEL, LaunchSpec, machine_name};
+pub use plan::{Artifact, Egress, ImageRef, LABEL, LaunchSpec, Plan, machine_name, slug};
 pub use preflight::NoVirtualisation;
 pub use signals::{Interrupt, Signals};
-pub use smolcellar_smolvm::ExecIo;
+pub use smolcellar_smolvm::{Cli, ExecIo, NotationError, Port, Secret, Volume};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::command::ExecIo;
 use crate::error::{Error, Result};
+use crate::request::{CreateRequest, ExecRequest};
 use crate::version::{Dialect, Feature, Version};
 
 /// The version spoken to, and how.
@@ -16,40 +17,6 @@ use crate::version::{Dialect, Feature, Version};
 pub(crate) struct Speaker {
     pub(crate) version: Version,
     pub(crate) dialect: Dialect,
-}
-
-/// What `machine create` is to make.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CreateRequest {
-    /// The machine's name.
-    pub name: String,
-    /// The `.smolmachine` to make it from.
-    pub artifact: PathBuf,
-    /// Virtual processors; `None`: as the artifact says.
-    pub cpus: Option<u32>,
-    /// Memory in MiB; `None`: as the artifact says.
-    pub memory_mib: Option<u32>,
-    /// The addresses that the guest may reach, `10.0.0.2/32`; none: no network.
-    pub allow_cidrs: Vec<String>,
-    /// The environment of everything in the guest. On the command line, so
-    /// never for secrets.
-    pub env: Vec<(String, String)>,
-    /// Labels, for finding the machine again.
-    pub labels: Vec<(String, String)>,
-}
-
-/// What `machine exec` is to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecRequest {
-    /// The program and its arguments.
-    pub command: Vec<String>,
-    /// Added to the machine's environment. On the command line, so never for
-    /// secrets.
-    pub env: Vec<(String, String)>,
-    /// The working folder; `None`: the machine's.
-    pub workdir: Option<String>,
-    /// The user, a name or `uid[:gid]`; `None`: the machine's.
-    pub user: Option<String>,
 }
 
 impl Speaker {
@@ -65,6 +32,15 @@ impl Speaker {
         }
         for cidr in &request.allow_cidrs {
             args.extend(["--allow-cidr".into(), cidr.into()]);
+        }
+        for host in &request.allow_hosts {
+            args.extend(["--allow-host".into(), host.into()]);
+        }
+        for volume in &request.volumes {
+            args.extend(["-v".into(), volume.to_string().into()]);
+        }
+        for port in &request.ports {
+            args.extend(["-p".into(), port.to_string().into()]);
         }
         args.extend(environment(&request.env)?);
         if !request.labels.is_empty() {
@@ -121,6 +97,12 @@ impl Speaker {
             args.extend(["--user".into(), user.into()]);
         }
         args.extend(environment(&request.env)?);
+        if !request.secrets.is_empty() {
+            self.needs(Feature::SecretEnv)?;
+        }
+        for secret in &request.secrets {
+            args.extend(["--secret-env".into(), secret.to_string().into()]);
+        }
         args.extend(match io {
             None => words(&[]),
             Some(ExecIo::Stream) => words(&["--stream"]),
@@ -151,6 +133,13 @@ impl Speaker {
         if let Some(lines) = tail {
             args.extend(["--tail".into(), lines.to_string().into()]);
         }
+        Ok(args)
+    }
+
+    pub(crate) fn egress_events(self, name: &str) -> Result<Vec<OsString>> {
+        self.needs(Feature::EgressEvents)?;
+        let mut args = self.named("egress-events", name)?;
+        args.push("--json".into());
         Ok(args)
     }
 
@@ -277,13 +266,13 @@ mod tests {
             memory_mib: Some(512),
             allow_cidrs: vec!["10.0.0.2/32".into(), "10.0.1.0/24".into()],
             env: vec![("A".into(), "b c".into()), ("D".into(), String::new())],
-            labels: vec![],
+            ..CreateRequest::default()
         }
     }
 
     fn plain(command: &[&str]) -> ExecRequest {
         let command = command.iter().map(ToString::to_string).collect();
-        ExecRequest { command, env: vec![], workdir: None, user: None }
+        ExecRequest { command, ..ExecRequest::default() }
     }
 
     #[test]
@@ -306,6 +295,20 @@ mod tests {
         let request = CreateRequest { name: "m1".into(), artifact: "/a".into(), ..Default::default() };
         assert_eq!(line(speaker("1.32.2").create(&request)), "machine create --name m1 --from /a");
         assert_eq!(line(speaker("0.8.2").create(&request)), "machine create m1 --from /a");
+    }
+
+    #[test]
+    fn volumes_ports_and_hosts_are_options_of_create() {
+        let request = CreateRequest {
+            name: "m1".into(),
+            artifact: "/a".into(),
+            allow_hosts: vec!["example.org".into()],
+            volumes: vec!["/src:/work:ro".parse().unwrap(), "/out:/out".parse().unwrap()],
+            ports: vec!["8080:80".parse().unwrap()],
+            ..CreateRequest::default()
+        };
+        let expected = "machine create --name m1 --from /a --allow-host example.org -v /src:/work:ro -v /out:/out -p 8080:80";
+        assert_eq!(line(speaker("1.32.2").create(&request)), expected);
     }
 
     #[test]
@@ -335,6 +338,8 @@ mod tests {
         assert_eq!(line(speaker("1.32.2").stop("m1", grace)), "machine stop --name m1 --timeout 2");
         assert_eq!(line(speaker("1.32.2").logs("m1", Some(5))), "machine logs --name m1 --tail 5");
         assert!(matches!(speaker("1.0.1").logs("m1", None), Err(Error::Unsupported { .. })));
+        assert_eq!(line(speaker("1.11.0").egress_events("m1")), "machine egress-events --name m1 --json");
+        assert!(matches!(speaker("1.10.1").egress_events("m1"), Err(Error::Unsupported { .. })));
     }
 
     #[test]
@@ -344,9 +349,10 @@ mod tests {
             env: vec![("K".into(), "v".into())],
             workdir: Some("/work".into()),
             user: Some("1000:1000".into()),
+            secrets: vec!["TOKEN=GH_TOKEN".parse().unwrap()],
         };
         let speak = speaker("1.32.2");
-        let head = "machine exec --name m1 -w /work --user 1000:1000 -e K=v";
+        let head = "machine exec --name m1 -w /work --user 1000:1000 -e K=v --secret-env TOKEN=GH_TOKEN";
         assert_eq!(line(speak.exec("m1", &request, None)), format!("{head} -- sh -c exit 3"));
         assert_eq!(
             line(speak.exec("m1", &request, Some(ExecIo::Stream))),
@@ -363,6 +369,8 @@ mod tests {
         let old = speaker("1.0.1");
         assert!(matches!(old.exec("m1", &request, None), Err(Error::Unsupported { .. })));
         let request = ExecRequest { user: None, ..request };
+        assert!(matches!(old.exec("m1", &request, None), Err(Error::Unsupported { .. })));
+        let request = ExecRequest { secrets: vec![], ..request };
         assert_eq!(
             line(old.exec("m1", &request, None)),
             "machine exec --name m1 -w /work -e K=v -- sh -c exit 3"

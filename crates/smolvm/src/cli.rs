@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::argv::{CopyPath, CreateRequest, ExecRequest, Speaker};
+use crate::argv::{CopyPath, Speaker};
 use crate::command::{ExecIo, Invocation, Limits, tail};
 use crate::error::{Error, Result};
 use crate::parse::{self, MachineInfo};
+use crate::request::{CreateRequest, ExecRequest};
 use crate::runtime::Runtime;
 use crate::version::{Dialect, Feature, Version};
 
@@ -47,6 +48,37 @@ impl Cli {
             ("SMOLVM_AGENT_ROOTFS".into(), runtime.agent_rootfs.clone().into()),
         ];
         Ok(Self { program: runtime.vmm.clone(), env, speaker: Speaker { version: runtime.version, dialect } })
+    }
+
+    /// For a smolvm that is not there yet: says what would be run, and must run
+    /// nothing.
+    pub fn assumed(version: Version) -> Self {
+        let dialect = if version < Version::new(1, 0, 2) { Dialect::Positional } else { Dialect::Named };
+        Self { program: "smolvm".into(), env: Vec::new(), speaker: Speaker { version, dialect } }
+    }
+
+    /// The command lines of one launch, in order: create, start, exec, stop,
+    /// delete. `grace` as for [`Cli::stop`]. Runs nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], [`Error::Argument`].
+    pub fn lines(
+        &self,
+        create: &CreateRequest,
+        exec: &ExecRequest,
+        io: ExecIo,
+        grace: Duration,
+    ) -> Result<Vec<Vec<OsString>>> {
+        let (speaker, name) = (self.speaker, create.name.as_str());
+        let commands = [
+            speaker.create(create)?,
+            speaker.start(name)?,
+            speaker.exec(name, exec, Some(io))?,
+            speaker.stop(name, grace)?,
+            speaker.delete(name)?,
+        ];
+        let whole = |args: Vec<OsString>| [vec![self.program.clone().into_os_string()], args].concat();
+        Ok(commands.into_iter().map(whole).collect())
     }
 
     /// Keeps everything that smolvm writes under `dir` (`SMOLVM_DATA_DIR`,
@@ -173,6 +205,17 @@ impl Cli {
     /// See [`Cli::create`].
     pub fn logs(&self, name: &str, lines: Option<u32>, limits: Limits<'_>) -> Result<Vec<u8>> {
         let captured = self.run("machine logs", self.speaker.logs(name, lines)?).succeed(limits)?;
+        Ok(captured.stdout)
+    }
+
+    /// `machine egress-events`: the connections of the guest that were refused,
+    /// the newest last, as smolvm's own JSON tells of them.
+    ///
+    /// # Errors
+    /// See [`Cli::list`].
+    pub fn egress_events(&self, name: &str, limits: Limits<'_>) -> Result<Vec<u8>> {
+        let captured =
+            self.run("machine egress-events", self.speaker.egress_events(name)?).succeed(limits)?;
         Ok(captured.stdout)
     }
 

@@ -12,6 +12,18 @@ use crate::receipt::{FileFact, Receipt};
 use crate::runtime::{Origin, Runtime};
 use crate::{cli, fingerprint, rootfs, unpack};
 
+/// What is in the store of the runtime of `layout`, and of its files as they
+/// are now. Reads only.
+pub(crate) fn known(store: &Store, layout: &Layout, origin: Origin) -> Result<Option<Runtime>> {
+    let dest = place(store, layout)?;
+    Ok(Receipt::load(&dest)?.map(|receipt| receipt.runtime(&dest, origin)))
+}
+
+fn place(store: &Store, layout: &Layout) -> Result<PathBuf> {
+    let key = format!("local-{}", fingerprint::of(layout)?.hex());
+    Ok(store.bucket_dir(Bucket::Runtimes).join(key))
+}
+
 /// The runtime of `layout`, from the store if it was derived before and the
 /// files have not changed since.
 pub(crate) fn derive(
@@ -20,11 +32,11 @@ pub(crate) fn derive(
     layout: &Layout,
     origin: Origin,
 ) -> Result<Runtime> {
-    let key = format!("local-{}", fingerprint::of(layout)?.hex());
-    let dest = store.bucket_dir(Bucket::Runtimes).join(&key);
+    let dest = place(store, layout)?;
     if let Some(receipt) = Receipt::load(&dest)? {
         return Ok(receipt.runtime(&dest, origin));
     }
+    let key = dest.file_name().unwrap_or_default().to_string_lossy();
     let _lock = store.lock_build(&format!("runtime-{key}"), reporter)?;
     if let Some(receipt) = Receipt::load(&dest)? {
         return Ok(receipt.runtime(&dest, origin));

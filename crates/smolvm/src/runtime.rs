@@ -1,6 +1,6 @@
 //! A smolvm that can be used, and where it is looked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use smolcellar_store::{Digest, Event, Reporter, Store};
 
@@ -71,6 +71,34 @@ pub fn find(store: &Store, reporter: &dyn Reporter, config: &RuntimeConfig) -> R
     find_in(store, reporter, config, &Surroundings::of_process())
 }
 
+/// The runtime that [`find`] would give, if that takes no work: reads only,
+/// starts nothing and writes nothing. `None`: nobody has used it yet.
+///
+/// # Errors
+/// As [`find`], for a configured folder.
+pub fn known(store: &Store, config: &RuntimeConfig) -> Result<Option<Runtime>> {
+    if let Some(dir) = &config.dir {
+        let (layout, dir) = configured(dir)?;
+        return local::known(store, &layout, Origin::Configured(dir));
+    }
+    let surroundings = Surroundings::of_process();
+    if let Some(program) = surroundings.smolvm_on_path()
+        && let Ok(layout) = Layout::of_installed(&program, &surroundings)
+    {
+        return local::known(store, &layout, Origin::Installed(program));
+    }
+    managed::find(store)
+}
+
+fn configured(dir: &Path) -> Result<(Layout, PathBuf)> {
+    // smolvm is told these paths, and it runs in other folders.
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    match Layout::of_folder(&dir) {
+        Ok(layout) => Ok((layout, dir)),
+        Err(problem) => Err(Error::NotARuntime { dir, problem }),
+    }
+}
+
 pub(crate) fn find_in(
     store: &Store,
     reporter: &dyn Reporter,
@@ -78,10 +106,7 @@ pub(crate) fn find_in(
     surroundings: &Surroundings,
 ) -> Result<Option<Runtime>> {
     if let Some(dir) = &config.dir {
-        // smolvm is told these paths, and it runs in other folders.
-        let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
-        let layout =
-            Layout::of_folder(&dir).map_err(|problem| Error::NotARuntime { dir: dir.clone(), problem })?;
+        let (layout, dir) = configured(dir)?;
         return usable(local::derive(store, reporter, &layout, Origin::Configured(dir))?).map(Some);
     }
     if let Some(program) = surroundings.smolvm_on_path() {

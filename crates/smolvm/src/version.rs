@@ -120,6 +120,10 @@ pub enum Feature {
     StopTimeout,
     /// `machine logs`.
     Logs,
+    /// `machine exec --secret-env`.
+    SecretEnv,
+    /// `machine egress-events`.
+    EgressEvents,
     /// `machine start --no-workload`, which its help does not list. Without it
     /// a start runs the image's entrypoint in the background.
     NoWorkload,
@@ -130,7 +134,10 @@ impl Feature {
     /// of 18 versions from 1.4.0 to 1.32.2.
     pub const fn since(self) -> Version {
         match self {
+            // There is no older wheel to ask; what 0.8 has, nobody said.
+            Self::SecretEnv => Version::new(1, 4, 0),
             Self::Labels => Version::new(1, 8, 0),
+            Self::EgressEvents => Version::new(1, 11, 0),
             Self::ExecUser => Version::new(1, 14, 0),
             Self::NoWorkload => Version::new(1, 17, 0),
             Self::StopTimeout | Self::Logs => Version::new(1, 28, 1),
@@ -144,6 +151,8 @@ impl Feature {
             Self::ExecUser => "machine exec --user",
             Self::StopTimeout => "machine stop --timeout",
             Self::Logs => "machine logs",
+            Self::SecretEnv => "machine exec --secret-env",
+            Self::EgressEvents => "machine egress-events",
             Self::NoWorkload => "machine start --no-workload",
         }
     }

@@ -6,6 +6,7 @@ mod cache;
 mod fuzz;
 mod launch;
 mod setup;
+mod summary;
 mod test;
 
 use anyhow::Result;

@@ -1,0 +1,81 @@
+//! What a launch is about to do, for people, and whether they want it.
+
+use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
+
+use anyhow::{Context, Result};
+use smolcellar_launcher::Plan;
+
+use crate::exit::Declined;
+use crate::format;
+
+/// The plan as a few lines. Names of variables, never their values.
+pub(crate) fn of(plan: &Plan) -> String {
+    let mut text = String::new();
+    let mut row = |name: &str, value: &str| {
+        if !value.is_empty() {
+            text.push_str(&format!("  {name:<9} {value}\n"));
+        }
+    };
+    let size = match (plan.cpus, plan.memory_mib) {
+        (Some(cpus), Some(memory)) => {
+            format!("{}, {memory} MiB", format::count(cpus as usize, "CPU", "CPUs"))
+        }
+        _ => "as the artifact says".to_owned(),
+    };
+    row("machine", &format!("{} ({}, {size})", plan.machine, plan.backend));
+    match (&plan.artifact, &plan.image) {
+        (Some(artifact), _) => row("artifact", &artifact.path.display().to_string()),
+        (None, Some(image)) => row("artifact", &format!("none yet: {} is built first", image.reference)),
+        (None, None) => row("artifact", "none yet: it is built first"),
+    }
+    let command = match plan.command.is_empty() {
+        true => "the image's own".to_owned(),
+        false => plan.command.join(" "),
+    };
+    row("command", &command);
+    row("workdir", plan.workdir.as_deref().unwrap_or_default());
+    row("user", plan.user.as_deref().unwrap_or_default());
+    row("env", &list(plan.env.keys()));
+    row("secrets", &list(plan.secrets.iter().map(|secret| &secret.guest)));
+    row("volumes", &list(&plan.volumes));
+    row("ports", &list(&plan.ports));
+    let egress = list(plan.egress.allow_cidr.iter().chain(&plan.egress.allow_host));
+    row("egress", if egress.is_empty() { "none" } else { &egress });
+    format!("launch {}\n{text}", plan.agent)
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// Shows the plan on standard error and asks.
+///
+/// # Errors
+/// [`Declined`] where there is nobody to ask.
+pub(crate) fn confirm(plan: &Plan) -> Result<bool> {
+    if !stdin().is_terminal() || !stderr().is_terminal() {
+        return Err(
+            Declined("there is no terminal to ask on: say --yes, or look with --dry-run".into()).into()
+        );
+    }
+    let mut err = stderr().lock();
+    write!(err, "{}launch it? [y/N] ", of(plan)).and_then(|()| err.flush()).context("cannot ask")?;
+    let mut answer = String::new();
+    stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(is_yes(&answer))
+}
+
+fn is_yes(answer: &str) -> bool {
+    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_yes;
+
+    #[test]
+    fn only_yes_is_yes() {
+        assert!(["y\n", "Y", " yes \n"].into_iter().all(is_yes));
+        assert!(!["", "\n", "n", "yep", "no"].into_iter().any(is_yes));
+    }
+}
