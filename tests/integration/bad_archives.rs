@@ -117,7 +117,10 @@ fn entries_that_would_leave_the_root_or_stand_twice_are_named() {
     parts.push(parts[0].clone());
     expect(&tar(&parts), &["twice"]);
     parts[1] = special("manifest.json", EntryType::Char, "");
-    expect(&tar(&parts[..2]), &["neither a file nor a folder"]);
+    expect(&tar(&parts[..2]), &["not an image archive"]);
+    let rootfs = [file("usr/bin/x", b"x"), special("etc/mtab", EntryType::Symlink, "/proc/mounts")];
+    expect(&tar(&rootfs), &["not an image archive", "docker import"]);
+    expect(&tar(&[file("manifest.json", b"{\"schemaVersion\":2}")]), &["dir:", "docker-archive:"]);
 }
 
 #[test]

@@ -14,5 +14,6 @@ mod cache;
 mod containerd_store;
 mod contention;
 mod human;
+mod interrupt;
 mod launch;
 mod peers;

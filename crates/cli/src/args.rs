@@ -1,21 +1,36 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueHint};
+use clap::builder::Resettable;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 
 use crate::output::Format;
 use crate::progress::Style;
 
 /// Turns container images into cached, bootable microVM artifacts.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
     #[command(flatten)]
     pub(crate) global: Global,
+}
+
+/// Parses a command line. An empty variable is none: CI systems set variables
+/// to nothing where there is nothing to say.
+pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let matches = without_empty(Args::command()).try_get_matches_from(words)?;
+    Args::from_arg_matches(&matches)
+}
+
+fn without_empty(command: clap::Command) -> clap::Command {
+    let empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty)
 }
 
 /// Options of every command.
@@ -31,7 +46,7 @@ pub(crate) struct Global {
     /// Show progress as bars on a terminal and as lines elsewhere (auto), or always in one way.
     #[arg(long, global = true, value_enum, default_value_t = Style::Auto, env = "SMOLCELLAR_PROGRESS")]
     pub(crate) progress: Style,
-    /// Do not use the network.
+    /// Fetch nothing from the network; what the container engine fetches for a build is its own business.
     #[arg(long, global = true, env = "SMOLCELLAR_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) offline: bool,
     /// Give up on a lock after this many seconds (exit code 5).
@@ -69,13 +84,15 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct BuildAgent {
-    /// The agents to build; the only one if the configuration has one.
+    /// The agents to build; the only one if the configuration has one. With --archive: whose
+    /// settings the image gets; without, it is called after its file and has none.
     #[arg(value_name = "NAME")]
     pub(crate) names: Vec<String>,
     /// Build every agent of the configuration.
     #[arg(long, conflicts_with = "names")]
     pub(crate) all: bool,
-    /// Take the image from a `docker save` or OCI archive, an OCI layout folder, or `-` for standard input.
+    /// Take the image from a `docker save` or OCI archive (plain, gzip or zstd), an OCI layout
+    /// folder, or `-` for standard input.
     #[arg(long, value_name = "FILE|-", value_hint = ValueHint::AnyPath)]
     pub(crate) archive: Option<PathBuf>,
     /// Build for this platform.

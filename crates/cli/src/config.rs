@@ -81,17 +81,16 @@ impl Config {
             let own = dir.join(OWN);
             if let Some(text) = read(&own)? {
                 let tables = toml::from_str(&text).map_err(|error| malformed(&own, &error))?;
+                let cargo = dir.join(CARGO);
+                if cargo_tables(&cargo)?.is_some() {
+                    let text =
+                        format!("{} and {} both configure agents; keep one", own.display(), cargo.display());
+                    bail!(Usage(text));
+                }
                 return Self::checked(dir, own, tables).map(Some);
             }
             let cargo = dir.join(CARGO);
-            let Some(text) = read(&cargo)? else { continue };
-            // A Cargo.toml without our table is somebody else's business, even
-            // a malformed one.
-            if !text.contains("smolcellar") {
-                continue;
-            }
-            let parsed: CargoToml = toml::from_str(&text).map_err(|error| malformed(&cargo, &error))?;
-            if let Some(tables) = parsed.workspace.and_then(|w| w.metadata).and_then(|m| m.smolcellar) {
+            if let Some(tables) = cargo_tables(&cargo)? {
                 return Self::checked(dir, cargo, tables).map(Some);
             }
         }
@@ -183,6 +182,12 @@ impl Config {
         if memory_mib < 64 {
             return Err(usage("memory", format!("{memory_mib} MiB is too little to boot; 64 is the least")));
         }
+        if let Some(workdir) = agent.workdir.as_ref().filter(|workdir| !workdir.starts_with('/')) {
+            return Err(usage("workdir", format!("'{workdir}' is not absolute")));
+        }
+        if let Some(name) = agent.env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            return Err(usage("env", format!("'{name}' cannot name a variable")));
+        }
         let source = match archive {
             Some(source) => source,
             None => self.build(name, agent, asked)?,
@@ -220,6 +225,15 @@ impl Config {
         };
         Ok(Source::Build { before: agent.before.clone(), build })
     }
+}
+
+/// The tables in a Cargo.toml, if it is there and has ours.
+fn cargo_tables(cargo: &Path) -> Result<Option<Tables>> {
+    // A Cargo.toml without our table is somebody else's business, even a
+    // malformed one.
+    let Some(text) = read(cargo)?.filter(|text| text.contains("smolcellar")) else { return Ok(None) };
+    let parsed: CargoToml = toml::from_str(&text).map_err(|error| malformed(cargo, &error))?;
+    Ok(parsed.workspace.and_then(|w| w.metadata).and_then(|m| m.smolcellar))
 }
 
 /// The agent of an archive where no configuration says more.
@@ -301,9 +315,14 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named_with_their_place() {
-        for (key, value) in
-            [("cpus", "0"), ("memory", "1"), ("compression-level", "40"), ("platform", "\"x\"")]
-        {
+        for (key, value) in [
+            ("cpus", "0"),
+            ("memory", "1"),
+            ("compression-level", "40"),
+            ("platform", "\"x\""),
+            ("workdir", "\"rel\""),
+            ("env", "{\"A=B\" = \"x\"}"),
+        ] {
             let config = parse(&format!("[agent.a]\ncontext = \".\"\n{key} = {value}\n")).unwrap();
             let error = config.agent("a", None, None).unwrap_err().to_string();
             assert!(error.contains(&format!("agent.a.{key}")), "{error}");
@@ -324,6 +343,9 @@ mod tests {
         let names = |config: Config| config.names().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(names(Config::find(&deep).unwrap().unwrap()), ["outer"]);
         put("a/smolcellar.toml", "[agent.inner]\ncontext = \".\"\n");
+        put("smolcellar.toml", "[agent.inner]\ncontext = \".\"\n");
+        let error = Config::find(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("both configure agents"), "{error}");
         assert_eq!(names(Config::find(&deep).unwrap().unwrap()), ["inner"]);
     }
 

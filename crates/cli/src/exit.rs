@@ -32,7 +32,7 @@ pub(crate) struct Declined(pub(crate) String);
 pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
     if error.chain().any(is_lock_timeout) {
         LOCK_TIMEOUT
-    } else if error.chain().any(|cause| cause.is::<Usage>()) {
+    } else if error.chain().any(|cause| cause.is::<Usage>() || is_configuration(cause)) {
         USAGE
     } else if error.chain().any(|cause| cause.is::<Declined>()) {
         DECLINED
@@ -40,6 +40,17 @@ pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
         LAUNCHER
     } else {
         FAILED
+    }
+}
+
+/// A configured path or program is not there.
+fn is_configuration(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use smolcellar_engine::EngineError;
+    let no_input = |error: &EngineError| matches!(error, EngineError::NoInput { .. });
+    match cause.downcast_ref() {
+        Some(PipelineError::BeforeRun { .. }) => true,
+        Some(PipelineError::Engine(error)) => no_input(error),
+        _ => cause.downcast_ref().is_some_and(no_input),
     }
 }
 

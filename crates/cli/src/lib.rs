@@ -7,6 +7,7 @@ mod config;
 mod exit;
 mod format;
 mod host;
+mod interrupt;
 mod near;
 mod output;
 mod progress;
@@ -15,11 +16,9 @@ mod session;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 /// Runs the command that `args` (program name first) asks for.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let args = match args::Args::try_parse_from(args) {
+    let args = match args::parse(args) {
         Ok(args) => args,
         Err(error) => {
             // Help and version are asked for: not errors, and on stdout.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use smolcellar_store::Digest;
 use xshell::Shell;
 
+use crate::children;
 use crate::error::{EngineError, Result};
 use crate::follow::{Tail, collect, follow};
 use crate::parse::{self, ImageInfo};
@@ -88,11 +89,11 @@ impl Engine {
         let followed = follow(command, line);
         let (status, tail) = followed.map_err(|source| EngineError::Run { command: text.clone(), source })?;
         if !status.success() {
-            let said = tail.text();
-            if parse::is_unreachable(&said) {
+            let output = parse::without_notice(&tail.text());
+            if let Some(said) = parse::unreachable(&output) {
                 return Err(EngineError::Unreachable { program: self.name(), said });
             }
-            return Err(EngineError::Failed { command: text, status: status_text(status), output: said });
+            return Err(EngineError::Failed { command: text, status: status_text(status), output });
         }
         let id = std::fs::read_to_string(&id_file);
         let _ = std::fs::remove_file(&id_file);
@@ -117,8 +118,8 @@ impl Engine {
         if parse::is_no_such_image(&stderr) {
             return Ok(None);
         }
-        if parse::is_unreachable(&stderr) {
-            return Err(EngineError::Unreachable { program: self.name(), said: stderr.trim().to_owned() });
+        if let Some(said) = parse::unreachable(&stderr) {
+            return Err(EngineError::Unreachable { program: self.name(), said });
         }
         Err(EngineError::Failed {
             command: text,
@@ -140,9 +141,11 @@ impl Engine {
         let mut command = self.command(&args);
         let text = describe(&command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = spawn(command, &text)?;
+        let started = children::spawn(&mut command);
+        let (mut child, under_way) =
+            started.map_err(|source| EngineError::Run { command: text.clone(), source })?;
         let stderr = collect(child.stderr.take(), |_| {});
-        Ok(SaveStream::new(child, stderr, text))
+        Ok(SaveStream::new(child, under_way, stderr, text))
     }
 
     fn name(&self) -> String {

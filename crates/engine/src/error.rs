@@ -20,8 +20,12 @@ pub enum EngineError {
     },
     /// It is there but does not answer.
     #[error(
-        "{program} cannot reach its engine: {said}\nstart it (`docker info` must work for you), or build from an \
-         archive with `--archive FILE`"
+        "{program} cannot reach its engine: {said}\n{}, or build from an archive with `--archive FILE`",
+        if said.contains("permission denied") {
+            "you may not use it: join its group (`sudo usermod -aG docker $USER`, then log in again)"
+        } else {
+            "start it (`docker info` must work for you)"
+        }
     )]
     Unreachable {
         /// The program.

@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::children;
+
 /// The longest line kept whole, in bytes; what is longer is no line, and is cut.
 const LONGEST: u64 = 1 << 20;
 
@@ -42,7 +44,7 @@ impl Tail {
 pub fn follow(mut command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStatus, Tail)> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn()?;
+    let (mut child, _under_way) = children::spawn(&mut command)?;
     // It holds our ends of the pipe, which would never close.
     drop(command);
     let (sender, lines) = mpsc::channel();

@@ -3,12 +3,14 @@
 //! Architecture invariant: every engine command line is made in `cli`; what
 //! an engine prints is understood in `parse`, which runs nothing.
 
+mod children;
 mod cli;
 mod error;
 mod follow;
 mod parse;
 mod save;
 
+pub use children::end_all;
 pub use cli::{BuildSpec, Engine, Kind};
 pub use error::{EngineError, Result};
 pub use follow::{Tail, follow};

@@ -45,8 +45,9 @@ pub(crate) fn image_id(text: &str) -> Result<Digest, String> {
     Digest::from_hex(hex).map_err(|error| error.to_string())
 }
 
-/// Whether an engine's complaint is that nothing listens, or not to us.
-pub(crate) fn is_unreachable(stderr: &str) -> bool {
+/// What an engine's complaint says of why it cannot be reached, without what it
+/// said before; `None` if that is not the complaint.
+pub(crate) fn unreachable(stderr: &str) -> Option<String> {
     const SIGNS: [&str; 6] = [
         "Cannot connect to the Docker daemon",
         "Is the docker daemon running",
@@ -55,7 +56,17 @@ pub(crate) fn is_unreachable(stderr: &str) -> bool {
         "failed to connect to the docker API",
         "Cannot connect to Podman",
     ];
-    SIGNS.iter().any(|sign| stderr.contains(sign))
+    let is_sign = |line: &str| SIGNS.iter().any(|sign| line.contains(sign));
+    let from = stderr.lines().position(is_sign)?;
+    Some(stderr.lines().skip(from).collect::<Vec<_>>().join("\n").trim_end().to_owned())
+}
+
+/// An engine's output without the notice that it has a better builder.
+pub(crate) fn without_notice(output: &str) -> String {
+    const NOTICE: [&str; 3] =
+        ["DEPRECATED: The legacy builder", "Install the buildx component", "docs.docker.com/go/buildx"];
+    let kept = output.lines().filter(|line| !NOTICE.iter().any(|part| line.contains(part)));
+    kept.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 /// Whether an engine's complaint is that there is no such image.
@@ -78,6 +89,18 @@ mod tests {
             r#"{{"Id":"{ID}","Descriptor":{{"mediaType":"application/vnd.oci.image.index.v1+json"}}}}"#
         );
         assert!(!image_info(&containerd).unwrap().id_is_config);
+    }
+
+    #[test]
+    fn the_reason_comes_without_what_was_said_before_it() {
+        let said = "DEPRECATED: The legacy builder is deprecated.\n   Install the buildx component to build\n   \
+                    https://docs.docker.com/go/buildx/\n\nerror during connect: x\nCannot connect to the Docker daemon.\n";
+        assert_eq!(
+            unreachable(said).unwrap(),
+            "error during connect: x\nCannot connect to the Docker daemon."
+        );
+        assert_eq!(unreachable("no such image"), None);
+        assert_eq!(without_notice(&format!("{said}more")).lines().count(), 3);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::process::{Child, ChildStdout};
 use std::thread::JoinHandle;
 
+use crate::children::UnderWay;
 use crate::cli::status_text;
 use crate::error::{EngineError, Result};
 use crate::follow::Tail;
@@ -16,16 +17,23 @@ pub struct SaveStream {
     stdout: Option<ChildStdout>,
     stderr: Option<JoinHandle<Tail>>,
     command: String,
+    /// Dropped after the child was waited for: see `Drop` and `finish`.
+    _under_way: UnderWay,
 }
 
 impl SaveStream {
-    pub(crate) fn new(mut child: Child, stderr: JoinHandle<Tail>, command: String) -> Self {
+    pub(crate) fn new(
+        mut child: Child,
+        under_way: UnderWay,
+        stderr: JoinHandle<Tail>,
+        command: String,
+    ) -> Self {
         let stdout = child.stdout.take();
         if let Some(stdout) = &stdout {
             // Fewer turns between the engine and us; the usual size works too.
             let _ = rustix::pipe::fcntl_setpipe_size(stdout, 1 << 20);
         }
-        Self { child, stdout, stderr: Some(stderr), command }
+        Self { child, stdout, stderr: Some(stderr), command, _under_way: under_way }
     }
 
     /// Waits for the command after its output was read; the output counts only
@@ -38,15 +46,15 @@ impl SaveStream {
         drop(self.stdout.take());
         let status =
             self.child.wait().map_err(|source| EngineError::Run { command: self.command.clone(), source })?;
-        let said = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default().text();
+        let output = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default().text();
         if status.success() {
             return Ok(());
         }
-        if parse::is_unreachable(&said) {
+        if let Some(said) = parse::unreachable(&output) {
             let program = self.command.split(' ').next().unwrap_or_default().to_owned();
             return Err(EngineError::Unreachable { program, said });
         }
-        Err(EngineError::Failed { command: self.command.clone(), status: status_text(status), output: said })
+        Err(EngineError::Failed { command: self.command.clone(), status: status_text(status), output })
     }
 }
 

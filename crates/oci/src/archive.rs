@@ -305,13 +305,15 @@ impl<'a> TarParts<'a> {
                     Kind::Symlink => name.rsplit_once('/').map_or("", |(parent, _)| parent),
                     _ => "",
                 };
-                let target =
-                    join(base, &header.link).ok_or_else(|| bad("it is a link out of the archive"))?;
+                // A link out of the archive leads to no part of it, and is not
+                // followed: only an archive that is no image has one.
+                let target = join(base, &header.link).unwrap_or_default();
                 self.links.insert(name, target);
                 return Ok(());
             }
             Kind::File => {}
-            _ => return Err(bad("it is neither a file nor a folder")),
+            // No part of an image, whatever it is.
+            _ => return Ok(()),
         }
         let inside = show(&header.path);
         let mut start = Vec::new();
@@ -500,5 +502,6 @@ fn invalid(what: &str, path: &[u8], problem: &str) -> OciError {
 }
 
 fn not_a_tar(what: &str) -> OciError {
-    OciError::NotAnImage { what: what.to_owned(), problem: "it is no tar archive".into(), hint: "" }
+    let hint = "; gzip and zstd are read too, other compressions are not";
+    OciError::NotAnImage { what: what.to_owned(), problem: "it is no tar archive".into(), hint }
 }

@@ -100,6 +100,11 @@ fn find(parts: &mut dyn Parts, wanted: &Wanted) -> Result<Candidate> {
     let what = wanted.what.as_str();
     let mut candidates = Vec::new();
     if let Some(json) = parts.small("manifest.json")? {
+        if json.trim_ascii_start().starts_with(b"{") {
+            let problem = "its manifest.json is a registry's: this looks like skopeo's `dir:`".into();
+            let hint = "; copy it to `oci:` or `docker-archive:`";
+            return Err(OciError::NotAnImage { what: what.into(), problem, hint });
+        }
         for saved in parse::<Vec<SavedImage>>(&json, what, "manifest.json")? {
             candidates.push(saved_image(parts, saved, what)?);
         }

@@ -141,7 +141,10 @@ impl Store {
         }
         let metadata = match fs::symlink_metadata(&files.artifact) {
             Ok(metadata) if metadata.is_file() => metadata,
-            _ => return Ok(Lookup::Damaged { problem: "its file is gone".into() }),
+            Ok(_) => return Ok(Lookup::Damaged { problem: "it is no file".into() }),
+            // Deleted by hand, which is allowed: there is nothing to save.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Lookup::Miss),
+            Err(error) => return Err(StoreError::io("look at", &files.artifact)(error)),
         };
         if metadata.len() != receipt.size {
             let problem = format!("it has {} bytes, its receipt says {}", metadata.len(), receipt.size);

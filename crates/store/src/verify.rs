@@ -146,6 +146,10 @@ impl Store {
                     (Some(recipe), Some("json")) => {
                         // The artifact is what takes the time and what matters.
                         let artifact = path.with_extension("smolmachine");
+                        if !artifact.exists() {
+                            leftovers.push(path);
+                            continue;
+                        }
                         work.push(Work::Machine(artifact, MachineKey { image, recipe }));
                     }
                     (Some(_), Some("smolmachine" | "stat")) => {

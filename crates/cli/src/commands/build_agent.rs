@@ -12,10 +12,12 @@ use crate::args::BuildAgent;
 use crate::config::bare_agent;
 use crate::exit::{self, Usage};
 use crate::format;
+use crate::interrupt::EndChildren;
 use crate::output::{self, Format};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
+    let _end_children = EndChildren::on_signals()?;
     let agents = agents(session, args)?;
     let store = session.store()?;
     let began = Instant::now();
@@ -71,9 +73,13 @@ fn agents(session: &Session, args: &BuildAgent) -> Result<Vec<AgentSpec>> {
             false => Source::Archive(archive.clone()),
         };
         return match (args.names.as_slice(), config) {
-            ([], _) if !args.all => {
-                let here = std::env::current_dir().context("cannot tell the working folder")?;
-                Ok(vec![bare_agent(source, here, platform)?])
+            ([], config) if !args.all => {
+                // Where `launch NAME` looks for it.
+                let project = match config {
+                    Some(config) => config.project,
+                    None => std::env::current_dir().context("cannot tell the working folder")?,
+                };
+                Ok(vec![bare_agent(source, project, platform)?])
             }
             ([name], Some(config)) => Ok(vec![config.agent(name, Some(source), platform)?]),
             ([name], None) => {

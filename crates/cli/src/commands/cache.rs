@@ -128,9 +128,12 @@ fn verify(session: &Session) -> Result<u8> {
             1 => "1 is damaged".to_owned(),
             n => format!("{n} are damaged"),
         };
-        output::line(&format!("{} entries, {} hashed: {result}", found.entries, format::bytes(found.bytes)))?;
+        let entries = format::count(found.entries as usize, "entry", "entries");
+        output::line(&format!("{entries}, {} hashed: {result}", format::bytes(found.bytes)))?;
         if !clean {
-            output::line("the next build that needs a damaged entry quarantines it and makes it again")?;
+            output::line(
+                "a build that needs a damaged entry quarantines it and makes it again; to be rid of it now, delete it",
+            )?;
         }
     }
     Ok(if clean { exit::OK } else { exit::FAILED })

@@ -18,6 +18,7 @@ use crate::commands::build_agent;
 use crate::commands::summary;
 use crate::config::Config;
 use crate::exit::{self, Usage};
+use crate::interrupt::EndChildren;
 use crate::output::{self, Format};
 use crate::session::Session;
 
@@ -152,6 +153,7 @@ impl Target {
         session.progress.report(Event::Note { text: &text });
         // Standard output belongs to the guest: stages go to standard error.
         let observer = session.progress.stages_on_stderr();
+        let _end_children = EndChildren::on_signals()?;
         let outcome = build_agent::build_with(session, store, agent, &observer)?;
         let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
         match store.machine(&key, false)? {

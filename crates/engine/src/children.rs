@@ -1,0 +1,41 @@
+//! The programs under way, so that whoever is told to end can end them first.
+//!
+//! Each has a process group of its own: a signal from the terminal reaches
+//! this process alone, which then ends all that a program has started.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+static UNDER_WAY: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+
+/// Counts a program among those under way until it is dropped, which must be
+/// after the program was waited for: its number is nobody else's until then.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Pid);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).retain(|pid| *pid != self.0);
+    }
+}
+
+/// Starts a program in a process group of its own.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<(Child, UnderWay)> {
+    let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    let child = command.process_group(0).spawn()?;
+    let pid = Pid::from_child(&child);
+    under_way.push(pid);
+    Ok((child, UnderWay(pid)))
+}
+
+/// Asks every program that this crate has under way, and all that those have
+/// started, to end. Does not wait for them.
+pub fn end_all() {
+    for pid in UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        // Failing means that it is gone already.
+        let _ = kill_process_group(*pid, Signal::TERM);
+    }
+}
