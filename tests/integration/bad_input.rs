@@ -50,7 +50,7 @@ fn a_missing_and_a_failing_dockerfile_are_shown_for_what_they_are() {
     let complaint = cellar.fails(1, ["build-agent"]);
     assert!(complaint.contains("the reason") && complaint.contains("exit code"), "{complaint}");
     std::fs::remove_file(cellar.project().join("ctx/Dockerfile")).unwrap();
-    let complaint = cellar.fails(1, ["build-agent"]);
+    let complaint = cellar.fails(2, ["build-agent"]);
     assert!(complaint.contains("no Dockerfile") && complaint.contains("`dockerfile`"), "{complaint}");
     assert_eq!(cellar.stored(), Vec::<PathBuf>::new());
 }
