@@ -27,7 +27,8 @@ fn no_engine_and_a_dead_engine_are_told_apart_and_both_name_the_way_around() {
     assert_eq!(dead.code, 1);
     assert!(
         // The reason at once, whatever docker says before it.
-        dead.stderr.contains("cannot reach its engine: Cannot connect to the Docker daemon") && dead.stderr.contains("docker info"),
+        dead.stderr.contains("cannot reach its engine: Cannot connect to the Docker daemon")
+            && dead.stderr.contains("docker info"),
         "{dead:?}"
     );
     assert_eq!(cellar.stored(), Vec::<PathBuf>::new());
