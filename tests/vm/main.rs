@@ -72,6 +72,18 @@ for try in 1 2 3 4 5 6; do
 done
 echo "== term: exit $(cat /out/term.code)"; cat /out/term.out /out/term.err
 
+# A launcher that is killed leaves its machine; the next launch removes it.
+for try in 1 2 3; do
+    xtask launch --yes --progress plain -- /agent sleep 300 > /out/kill.out 2> /out/kill.err < /dev/null &
+    launch=$!
+    while kill -0 $launch 2> /dev/null && ! grep -q sleeping /out/kill.out; do sleep 0.2; done
+    kill -9 $launch 2> /dev/null || true
+    wait $launch || true
+    lost /out/kill.err || break
+done
+$smolvm machine ls --json > /out/orphan.json
+run sweep sample -- /agent exit 0
+
 $smolvm machine ls --json > /out/left.json 2> /out/ls.err
 ps > /out/left.ps
 
@@ -146,6 +158,8 @@ fn the_sample_agent_boots_answers_fails_and_is_always_taken_down() {
         id.contains("cwd=/work") && id.contains(r#"args=["id", "a", "b c"]"#) && id.contains("uid=0"),
         "{id}"
     );
+    assert!(text("orphan.json").contains("smolcellar-sample-"), "{}", text("orphan.json"));
+    assert!(text("sweep.err").contains("whose launcher"), "{}", text("sweep.err"));
     assert_eq!(text("left.json").trim(), "[]");
     assert!(!text("left.ps").contains("_boot-vm"), "{}", text("left.ps"));
     assert_eq!(text("copied"), "from outside\n");

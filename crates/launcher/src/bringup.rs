@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use smolcellar_smolvm::{Cli, Limits, Runtime};
-use smolcellar_store::{Event, Reporter, Store};
+use smolcellar_store::{Event, Lease, Reporter, Store};
 
 use crate::error::{LaunchError, Result};
 use crate::handle::{AsCancel, Machine};
@@ -117,14 +117,47 @@ impl<'a> Launcher<'a> {
             );
             self.reporter.report(Event::Note { text: &text });
         }
+        self.sweep()?;
         let name = plan.create.name.clone();
+        // Durable before the machine is made, and there until it is gone.
+        let lease = self.store.lease(&name, &artifact.key)?;
         let machine = Machine::new(&self.cli, &name, &self.bounds);
         let mut undo = UndoStack::new(self.reporter);
         let result = self.bring_up(&plan, &machine, &mut undo);
-        undo.unwind();
+        if undo.unwind() == 0 {
+            self.end(lease);
+        }
         match (result, self.interrupt.signal()) {
             (Err(_), Some(signal)) => Ok(128 + signal),
             (result, _) => result,
+        }
+    }
+
+    /// Takes down what launchers left that were killed; only that: a lease says
+    /// which machine, and that its launcher is gone.
+    fn sweep(&self) -> Result<()> {
+        for lease in self.store.orphaned_leases()? {
+            let name = &lease.record().machine;
+            let text =
+                format!("removing machine {name}, whose launcher (pid {}) is gone", lease.record().pid);
+            self.reporter.report(Event::Note { text: &text });
+            let machine = Machine::new(&self.cli, name, &self.bounds);
+            match machine.stop().and_then(|()| machine.delete()) {
+                Ok(()) => self.end(lease),
+                // Kept: the next launch tries again.
+                Err(problem) => {
+                    let text = format!("could not remove machine {name}: {problem}");
+                    self.reporter.report(Event::Warn { text: &text });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A lease that cannot be removed is an orphan for the next launch.
+    fn end(&self, lease: Lease) {
+        if let Err(error) = lease.end() {
+            self.reporter.report(Event::Warn { text: &error.to_string() });
         }
     }
 

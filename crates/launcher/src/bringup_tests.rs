@@ -324,6 +324,46 @@ fn two_launches_of_one_agent_at_once_do_not_meet() {
 }
 
 #[test]
+fn what_a_killed_launcher_left_is_removed_by_the_next_launch_and_only_that() {
+    let lab = Lab::new(&[]);
+    let launcher = lab.launcher();
+    let up = |name: &str| {
+        let spec = LaunchSpec { machine_name: name.into(), ..lab.spec(&["true"]) };
+        let plan = Plan::resolve(spec, &launcher.cli).unwrap();
+        let limits = || Limits::within(Duration::from_secs(5));
+        launcher.cli.create(&plan.create, limits()).unwrap();
+        launcher.cli.start(name, limits()).unwrap();
+    };
+    // A launcher that is killed leaves its lease unlocked; one that lives has it.
+    drop(lab.store.lease("left", "key").unwrap());
+    up("left");
+    let alive = lab.store.lease("alive", "key").unwrap();
+    up("alive");
+    up("foreign");
+    // Killed between its lease and the machine.
+    drop(lab.store.lease("never-made", "key").unwrap());
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    let machines = |lab: &Lab| {
+        let mut names: Vec<_> =
+            fs::read_dir(lab.at("vms")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(machines(&lab), ["alive", "foreign"]);
+    let leases = |lab: &Lab| fs::read_dir(lab.at("store/leases")).unwrap().count();
+    assert_eq!((leases(&lab), lab.warnings().len()), (1, 0));
+    // What cannot be removed keeps its lease, and is tried again.
+    drop(alive);
+    lab.fault(&["delete=lie"]);
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    assert!(lab.warnings().iter().any(|warning| warning.contains("machine alive")), "{:?}", lab.warnings());
+    assert_eq!(leases(&lab), 2, "this one's, and that of the launch itself");
+    lab.fault(&[]);
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    assert_eq!((machines(&lab), leases(&lab)), (vec!["foreign".into()], 0));
+}
+
+#[test]
 fn the_artifact_is_locked_for_as_long_as_the_machine_is_there() {
     let lab = Lab::new(&[]);
     std::thread::scope(|scope| {

@@ -46,7 +46,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn me() -> Self {
+    pub(crate) fn me() -> Self {
         let mut words = std::env::args().map(|word| word.chars().take(60).collect::<String>());
         let program = words.next().unwrap_or_default();
         let program =

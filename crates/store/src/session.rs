@@ -124,7 +124,8 @@ pub(crate) fn empty(trash: &Path) {
     }
 }
 
-fn same_file(file: &File, path: &Path) -> bool {
+/// Whether the path still names the open file.
+pub(crate) fn same_file(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
