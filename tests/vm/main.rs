@@ -58,6 +58,28 @@ run exit sample -- /agent exit 7
 run env -e COLOUR=blue -- /agent env
 run id -- /agent id a "b c"
 
+# Egress. The same answer waits at each of these addresses; what the guest does
+# not hear, the policy kept from it.
+ip link set dummy0 up || { ip link add dummy0 type dummy; ip link set dummy0 up; }
+ip addr add 10.9.9.1/24 dev dummy0
+ip addr add 10.9.9.2/24 dev dummy0
+agent serve 7000 > /out/serve 2>&1 &
+until grep -q serving /out/serve; do sleep 0.1; done
+places="10.9.9.1:7000 10.9.9.2:7000 127.0.0.1:7000"
+agent connect $places > /out/outside
+run allowed --allow-cidr 10.9.9.1/32 -- /agent connect $places
+run closed sample -- /agent connect $places
+
+# On the second start of a machine too.
+$smolvm machine create --name twice --from "$ARTIFACT" --cpus 1 --mem 512 --allow-cidr 10.9.9.1/32
+for start in first second; do
+    for try in 1 2 3 4 5 6; do $smolvm machine start --name twice --no-workload && break; done
+    $smolvm machine exec --name twice -- /agent connect $places > /out/$start 2> /out/$start.err || true
+    $smolvm machine stop --name twice
+done
+$smolvm machine egress-events --name twice --json > /out/events.json; cat /out/events.json
+$smolvm machine delete --name twice -f
+
 # A signal in the middle: the launch ends, and the machine with it.
 for try in 1 2 3 4 5 6; do
     xtask launch --yes --progress plain -- /agent sleep 300 > /out/term.out 2> /out/term.err < /dev/null &
@@ -132,6 +154,7 @@ fn the_sample_agent_boots_answers_fails_and_is_always_taken_down() {
     let path = |path: &Path| path.to_str().unwrap().to_owned();
     let job = Job::new(SCRIPT)
         .file("/usr/bin/xtask", program())
+        .file("/usr/bin/agent", project.join("crates/sample-agent/target/release/smolcellar-sample-agent"))
         .file(path(&cache), &cache)
         .file(path(&in_guest), &runtime)
         .file(path(&project.join("Cargo.toml")), project.join("Cargo.toml"))
@@ -158,6 +181,18 @@ fn the_sample_agent_boots_answers_fails_and_is_always_taken_down() {
         id.contains("cwd=/work") && id.contains(r#"args=["id", "a", "b c"]"#) && id.contains("uid=0"),
         "{id}"
     );
+    let heard = |name: &str| -> Vec<String> {
+        let text = text(name);
+        let answers = text.lines().filter(|line| line.ends_with(": hello from the sample agent"));
+        answers.map(|line| line.split(':').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(heard("outside"), ["10.9.9.1", "10.9.9.2", "127.0.0.1"]);
+    for name in ["allowed.out", "first", "second"] {
+        assert_eq!(heard(name), ["10.9.9.1"], "{name}: {}", text(name));
+    }
+    assert_eq!(heard("closed.out"), [""; 0], "{}", text("closed.out"));
+    assert_eq!((code("allowed"), code("closed")), ("1".to_owned(), "1".to_owned()));
+    assert!(text("events.json").contains("10.9.9.2"), "{}", text("events.json"));
     assert!(text("orphan.json").contains("smolcellar-sample-"), "{}", text("orphan.json"));
     assert!(text("sweep.err").contains("whose launcher"), "{}", text("sweep.err"));
     assert_eq!(text("left.json").trim(), "[]");

@@ -1,8 +1,10 @@
 //! The sample agent: says where it runs, and does small things on request, so
 //! that a person and the tests can see what a guest is.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::ExitCode;
+use std::time::Duration;
 
 const HELP: &str = "\
 sample agent
@@ -12,7 +14,9 @@ sample agent
   cat FILE         print a file
   exit CODE        exit with a code
   echo WORD...     print words
-  sleep SECONDS    say so, and sleep";
+  sleep SECONDS    say so, and sleep
+  connect A:P...   say which addresses answer; fail if one does not
+  serve PORT       answer on a port, for ever";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +29,8 @@ fn main() -> ExitCode {
         ["exit", code] => return exit(code),
         ["echo", rest @ ..] => say(&rest.join(" ")),
         ["sleep", seconds] => sleep(seconds),
+        ["connect", addresses @ ..] => return connect(addresses),
+        ["serve", port] => return serve(port),
         _ => {
             complain(HELP);
             return ExitCode::from(2);
@@ -59,7 +65,6 @@ fn cat(path: &str) -> ExitCode {
     let mut bytes = Vec::new();
     match std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => {
-            use std::io::Write;
             let _ = std::io::stdout().write_all(&bytes);
             ExitCode::SUCCESS
         }
@@ -72,7 +77,55 @@ fn cat(path: &str) -> ExitCode {
 
 fn sleep(seconds: &str) {
     say(&format!("sleeping for {seconds} s"));
-    std::thread::sleep(std::time::Duration::from_secs(seconds.parse().unwrap_or(0)));
+    std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(0)));
+}
+
+/// How long an address has to answer. A packet that is dropped never does.
+const ANSWER: Duration = Duration::from_secs(10);
+
+fn connect(addresses: &[&str]) -> ExitCode {
+    let mut all = true;
+    for address in addresses {
+        match answer(address) {
+            Ok(text) => say(&format!("{address}: {}", text.trim_end())),
+            Err(error) => {
+                say(&format!("{address}: no answer: {error}"));
+                all = false;
+            }
+        }
+    }
+    if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What is said there. A connection alone proves nothing: something on the way
+/// may accept it and then hang up.
+fn answer(address: &str) -> std::io::Result<String> {
+    let address = address.parse::<SocketAddr>().map_err(std::io::Error::other)?;
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    if text.is_empty() { Err(std::io::Error::other("it hung up")) } else { Ok(text) }
+}
+
+fn serve(port: &str) -> ExitCode {
+    let listener = port.parse::<u16>().map_err(std::io::Error::other).and_then(|port| {
+        // Every address of this machine.
+        TcpListener::bind(("0.0.0.0", port))
+    });
+    match listener {
+        Ok(listener) => {
+            say(&format!("serving on port {port}"));
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.write_all(b"hello from the sample agent\n");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(&format!("port {port}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn exit(code: &str) -> ExitCode {
