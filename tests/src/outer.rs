@@ -206,8 +206,8 @@ impl OuterMachine {
     /// script and of the kernel. QEMU and the machine's files are gone when this returns or unwinds; should
     /// this process be killed, QEMU dies with it and the next run removes the files.
     ///
-    /// QEMU's emulation of AMD-V is not perfect: rarely the machine's kernel panics while a microVM runs.
-    /// Then the job is begun again on a new disk, with what is left of the time; `log` is told.
+    /// QEMU's emulation of AMD-V is not perfect: rarely the machine's kernel panics, or the whole
+    /// machine stands still, while a microVM runs. Then the job is begun again on a new disk, with what is left of the time; `log` is told.
     pub fn run(&self, job: &Job, timeout: Duration, log: &dyn Fn(&str)) -> Result<Outcome> {
         let _lock = folders::lock(&self.cache.join("run.lock"), folders::LOCK_WAIT)?;
         let start = Instant::now();
@@ -221,9 +221,11 @@ impl OuterMachine {
             match qemu::boot(&self.parts, folder.path(), job, &mark, left, log)? {
                 qemu::Ending::Result(outcome) => return Ok(outcome),
                 qemu::Ending::Panic(report) if attempt == BOOTS => {
-                    bail!("the machine's kernel panicked in each of {BOOTS} boots\n{report}")
+                    bail!("the machine's kernel panicked or stood still in each of {BOOTS} boots\n{report}")
                 }
-                qemu::Ending::Panic(_) => log("the outer machine's kernel panicked: booting it again"),
+                qemu::Ending::Panic(_) => {
+                    log("the outer machine's kernel panicked or stood still: booting it again")
+                }
             }
         }
     }

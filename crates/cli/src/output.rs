@@ -1,6 +1,4 @@
 //! Standard output and error.
-#![expect(clippy::print_stderr, reason = "this module prints")]
-
 use std::io::{self, Write};
 
 use anyhow::{Context, Result};
@@ -18,7 +16,12 @@ pub(crate) enum Format {
 /// Prints one line of data.
 pub(crate) fn line(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).context("cannot write to standard output")
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        // `… | head -1`: the reader has enough. The work goes on, and its
+        // result is the exit code.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
 }
 
 /// Prints one value as a line of JSON.
@@ -50,6 +53,11 @@ pub(crate) fn table(headers: &[&str], right: &[bool], rows: &[Vec<String>]) -> R
     rows.iter().try_for_each(|row| print(row))
 }
 
+/// Prints a line on standard error. That may be closed: nothing to be done.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints an error and what caused it.
 pub(crate) fn complain(error: &anyhow::Error) {
     let mut said = error.to_string();
@@ -62,12 +70,5 @@ pub(crate) fn complain(error: &anyhow::Error) {
             said = cause;
         }
     }
-    eprintln!("{text}");
-}
-
-/// Whether the reader of our output went away.
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
-    error.to_string().contains("standard output")
-        && error.chain().any(|c| c.downcast_ref().is_some_and(closed))
+    note(&text);
 }

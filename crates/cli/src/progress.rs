@@ -1,5 +1,4 @@
 //! Progress on standard error: bars on a terminal, lines elsewhere, or JSON.
-#![expect(clippy::print_stderr, reason = "this module prints")]
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, stderr};
@@ -60,10 +59,10 @@ impl Progress {
     /// A line on standard error that does not break the bars.
     fn say(&self, kind: &str, text: &str) {
         match self.style {
-            Style::Auto => self.bars.suspend(|| eprintln!("{text}")),
-            Style::Plain => eprintln!("{text}"),
-            Style::Json => eprintln!("{}", json!({ "event": kind, "text": text })),
-            Style::Quiet if kind == "warning" => eprintln!("{text}"),
+            Style::Auto => self.bars.suspend(|| output::note(text)),
+            Style::Plain => output::note(text),
+            Style::Json => output::note(&json!({ "event": kind, "text": text }).to_string()),
+            Style::Quiet if kind == "warning" => output::note(text),
             Style::Quiet => {}
         }
     }
@@ -92,7 +91,7 @@ impl Progress {
         let task = Task { bar, began: now, said: now, done: 0, total };
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), task);
         if self.style == Style::Json {
-            eprintln!("{}", json!({ "event": "begin", "task": name, "total": total }));
+            output::note(&json!({ "event": "begin", "task": name, "total": total }).to_string());
         }
     }
 
@@ -107,7 +106,9 @@ impl Progress {
             let (done, total) = (task.done, task.total);
             drop(tasks);
             if self.style == Style::Json {
-                eprintln!("{}", json!({ "event": "progress", "task": name, "done": done, "total": total }));
+                output::note(
+                    &json!({ "event": "progress", "task": name, "done": done, "total": total }).to_string(),
+                );
             } else {
                 let of = total.map(|total| format!(" of {}", format::bytes(total))).unwrap_or_default();
                 self.say("progress", &format!("  {name}: {}{of}", format::bytes(done)));
@@ -123,7 +124,9 @@ impl Progress {
         }
         if self.style == Style::Json {
             let seconds = task.began.elapsed().as_secs_f64();
-            eprintln!("{}", json!({ "event": "end", "task": name, "bytes": task.done, "seconds": seconds }));
+            output::note(
+                &json!({ "event": "end", "task": name, "bytes": task.done, "seconds": seconds }).to_string(),
+            );
         }
     }
 }
@@ -147,7 +150,7 @@ impl Reporter for Progress {
 impl Observer for Progress {
     fn stage(&self, agent: &str, report: &StageReport) {
         if self.style == Style::Json {
-            eprintln!("{}", json!({ "event": "stage", "agent": agent, "stage": report }));
+            output::note(&json!({ "event": "stage", "agent": agent, "stage": report }).to_string());
         }
         if self.format == Format::Human {
             self.data(&stage_line(report));

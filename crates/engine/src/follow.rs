@@ -52,7 +52,11 @@ pub fn follow(mut command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStat
     let mut ended: Option<(ExitStatus, Instant)> = None;
     let mut tail = Tail::default();
     loop {
-        match lines.recv_timeout(Duration::from_millis(20)) {
+        let received = lines.recv_timeout(Duration::from_millis(20));
+        if ended.is_none() && !matches!(received, Err(RecvTimeoutError::Disconnected)) {
+            ended = child.try_wait()?.map(|status| (status, Instant::now()));
+        }
+        match received {
             Ok(text) => {
                 line(&text);
                 tail.push(text);
@@ -61,11 +65,11 @@ pub fn follow(mut command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStat
                 drop(reading.join());
                 break;
             }
-            Err(RecvTimeoutError::Timeout) => match ended {
-                Some((_, at)) if at.elapsed() > DRAIN => break,
-                Some(_) => {}
-                None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
-            },
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // Whatever still prints by now was left running.
+        if ended.is_some_and(|(_, at)| at.elapsed() > DRAIN) {
+            break;
         }
     }
     match ended {
@@ -122,6 +126,8 @@ mod tests {
         let (status, tail) = follow(sh("echo a; sleep 30 & exit 0"), &|_| {}).unwrap();
         assert!(status.success() && began.elapsed() < Duration::from_secs(20));
         assert_eq!(tail.text(), "a");
+        let (status, _) = follow(sh("(while :; do echo b; sleep 0.01; done) & exit 0"), &|_| {}).unwrap();
+        assert!(status.success() && began.elapsed() < Duration::from_secs(25));
     }
 
     #[test]

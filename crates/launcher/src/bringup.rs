@@ -118,9 +118,12 @@ impl<'a> Launcher<'a> {
             self.reporter.report(Event::Note { text: &text });
         }
         self.sweep()?;
+        if let Some(signal) = self.interrupt.signal() {
+            return Ok(128 + signal);
+        }
         let name = plan.create.name.clone();
         // Durable before the machine is made, and there until it is gone.
-        let lease = self.store.lease(&name, &artifact.key)?;
+        let lease = self.store.lease(&name, &artifact.key, &place())?;
         let machine = Machine::new(&self.cli, &name, &self.bounds);
         let mut undo = UndoStack::new(self.reporter);
         let result = self.bring_up(&plan, &machine, &mut undo);
@@ -137,6 +140,13 @@ impl<'a> Launcher<'a> {
     /// which machine, and that its launcher is gone.
     fn sweep(&self) -> Result<()> {
         for lease in self.store.orphaned_leases()? {
+            if self.interrupt.cancelled() {
+                break;
+            }
+            // Another user's, or of another smolvm's folder: not ours to judge.
+            if lease.record().place != place() {
+                continue;
+            }
             let name = &lease.record().machine;
             let text =
                 format!("removing machine {name}, whose launcher (pid {}) is gone", lease.record().pid);
@@ -181,6 +191,16 @@ impl<'a> Launcher<'a> {
         self.reporter.report(Event::End { task });
         Ok(result?)
     }
+}
+
+/// Where smolvm's machines of this process are: what decides that, and whose
+/// process numbers count there.
+fn place() -> String {
+    let var = |name: &str| std::env::var_os(name).unwrap_or_default().to_string_lossy().into_owned();
+    let processes = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let user = rustix::process::geteuid().as_raw();
+    let folders = ["SMOLVM_DATA_DIR", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"].map(var).join(":");
+    format!("{user}:{}:{folders}", processes.display())
 }
 
 /// What a plan needs of this host, which its making did not look at.

@@ -105,6 +105,9 @@ impl<'a> Machine<'a> {
         if let Some(dir) = self.data_dir.borrow().as_deref() {
             processes.extend(Process::with_argument_below(dir));
         }
+        // smolvm itself at work on it, for a launcher that was killed: a
+        // `create` that goes on would bring the machine back.
+        processes.extend(Process::of_program(self.cli.program(), self.name));
         processes.dedup();
         (running, processes)
     }

@@ -31,14 +31,28 @@ impl Process {
     /// Every living process with an argument at or below `dir`. None where
     /// there is no `/proc`.
     pub(crate) fn with_argument_below(dir: &Path) -> Vec<Self> {
+        Self::matching(|words| words.iter().any(|word| is_below(word, dir.as_os_str().as_bytes())))
+    }
+
+    /// Every living process with a command line like that.
+    fn matching(like: impl Fn(&[&[u8]]) -> bool) -> Vec<Self> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         pids.filter(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|argument| is_below(argument, dir.as_os_str().as_bytes()))
+            like(&line.split(|byte| *byte == 0).collect::<Vec<_>>())
         })
         .filter_map(Self::find)
         .collect()
+    }
+
+    /// Every living process that is `program`, or an interpreter of it, and has
+    /// the argument `word`. None where there is no `/proc`.
+    pub(crate) fn of_program(program: &Path, word: &str) -> Vec<Self> {
+        Self::matching(|words| {
+            words.iter().take(2).any(|first| *first == program.as_os_str().as_bytes())
+                && words.contains(&word.as_bytes())
+        })
     }
 
     pub(crate) fn pid(self) -> i32 {

@@ -266,6 +266,11 @@ pub(crate) struct Part {
     pub(crate) raw: Option<Digest>,
 }
 
+/// How many files of an archive are kept as possible layers. Each holds a file
+/// open, of which a process has 1024 by default; engines allow 127 layers, and
+/// an archive of many images has a few hundred.
+const MAX_LARGE: usize = 700;
+
 /// The parts of a tar.
 struct TarParts<'a> {
     what: String,
@@ -328,6 +333,11 @@ impl<'a> TarParts<'a> {
             data.read_to_end(&mut start).map_err(&mut failed)?;
             self.small.insert(name, start);
             return Ok(());
+        }
+        if self.large.len() == MAX_LARGE {
+            let problem = format!("it has more than {MAX_LARGE} files that could be layers");
+            let hint = self.hint();
+            return Err(OciError::NotAnImage { what: self.what.clone(), problem, hint });
         }
         let part = stage(Cursor::new(start).chain(data), self.dir, &self.what, &inside)?;
         self.large.insert(name, part);

@@ -332,6 +332,10 @@ mod tests {
         let mut sorted = seen.clone();
         sorted.sort_by_key(|path| path.trim_end_matches('/').replace('/', "\0"));
         assert_eq!(seen, sorted);
+        // With the name that carries the inode, and not again with its links.
+        let attribute = b"25 SCHILY.xattr.user.k=v\n\n";
+        let found = bytes.windows(attribute.len()).filter(|window| window == attribute).count();
+        assert_eq!(found, 1);
         for owned in ["dev/", "etc/", "etc/hosts", "etc/mtab", "proc/", "sys/"] {
             assert!(seen.iter().any(|path| path == owned), "{owned} is missing");
         }
@@ -363,6 +367,19 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&once).unwrap();
         assert_eq!(write(&crate::flatten(vec![file]).unwrap()), once);
+    }
+
+    #[test]
+    fn sizes_beyond_the_octal_field_go_into_the_pax_header_and_read_back() {
+        use crate::tar_reader::TarReader;
+        for size in [MAX_OCTAL_12, MAX_OCTAL_12 + 1, 1 << 40] {
+            let inode = Inode::plain(Content::File { layer: 0, offset: 0, size }, 0o644);
+            let bytes = header(b"big", b'0', &[], None, size, &inode, true);
+            assert_eq!(bytes.len() > 512, size > MAX_OCTAL_12);
+            let mut bytes = &bytes[..];
+            let read = TarReader::new(&mut bytes as &mut dyn Read).next().unwrap().unwrap();
+            assert_eq!((read.path.as_slice(), read.size), (&b"big"[..], size));
+        }
     }
 
     #[test]

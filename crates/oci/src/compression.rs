@@ -33,7 +33,7 @@ const MAX_WINDOW_LOG: u32 = 26;
 pub(crate) fn decompress<'a, R: BufRead + 'a>(mut inner: R) -> io::Result<Box<dyn Read + 'a>> {
     let start = inner.fill_buf()?;
     // A BufRead may hold fewer bytes than a magic number only at the very
-    // end or on a dribbling pipe; PeekReader in `archive` rules the latter out.
+    // end or on a dribbling pipe; `peeked` in `archive` rules the latter out.
     Ok(match Compression::sniff(start) {
         Compression::None => Box::new(inner),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(inner)),

@@ -80,6 +80,12 @@ struct Candidate {
     layers: Vec<LayerRef>,
 }
 
+/// How many images an archive may name: each takes memory until one is chosen.
+const MAX_IMAGES: usize = 16;
+
+/// How many manifests an index may name: platforms, with provenance beside each.
+const MAX_MANIFESTS: usize = 64;
+
 /// How deep an index may refer to indexes.
 const MAX_DEPTH: usize = 3;
 
@@ -105,7 +111,12 @@ fn find(parts: &mut dyn Parts, wanted: &Wanted) -> Result<Candidate> {
             let hint = "; copy it to `oci:` or `docker-archive:`";
             return Err(OciError::NotAnImage { what: what.into(), problem, hint });
         }
-        for saved in parse::<Vec<SavedImage>>(&json, what, "manifest.json")? {
+        let saved = parse::<Vec<SavedImage>>(&json, what, "manifest.json")?;
+        if saved.len() > MAX_IMAGES {
+            let problem = format!("it names {} images, more than {MAX_IMAGES}", saved.len());
+            return Err(OciError::Invalid { what: what.into(), problem });
+        }
+        for saved in saved {
             candidates.push(saved_image(parts, saved, what)?);
         }
     }
@@ -150,6 +161,17 @@ fn choose(candidates: Vec<Candidate>, hint: &'static str, wanted: &Wanted) -> Re
     }
 }
 
+/// Holds an image's platform against the wanted one.
+///
+/// # Errors
+/// [`OciError::Platform`].
+pub fn check_platform(wanted: &Platform, config: &ImageConfig) -> Result<()> {
+    match accepts(wanted, config) {
+        true => Ok(()),
+        false => Err(OciError::Platform { wanted: wanted.clone(), found: config.platform().to_string() }),
+    }
+}
+
 /// Some importers leave the platform empty; then it is whatever is wanted.
 fn accepts(wanted: &Platform, config: &ImageConfig) -> bool {
     (config.os.is_empty() && config.architecture.is_empty()) || wanted.accepts(&config.platform())
@@ -177,6 +199,11 @@ fn walk(
     found: &mut Vec<Candidate>,
 ) -> Result<()> {
     let lonely = index.manifests.len() == 1;
+    if index.manifests.len() > MAX_MANIFESTS {
+        let problem =
+            format!("an index names {} manifests, more than {MAX_MANIFESTS}", index.manifests.len());
+        return Err(OciError::Invalid { what: what.into(), problem });
+    }
     for descriptor in index.manifests {
         let annotation = |name: &str| descriptor.annotations.as_ref().and_then(|all| all.get(name)).cloned();
         // BuildKit keeps provenance beside images, as manifests of no platform.

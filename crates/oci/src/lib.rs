@@ -27,6 +27,7 @@ pub use canonical::{CANONICAL_VERSION, CanonicalEntry, Data, RootFs};
 pub use config::{ImageConfig, Platform, RunConfig};
 pub use error::{OciError, Result};
 pub use image_id::ImageId;
+pub use layout::check_platform;
 pub use manifest::{MANIFEST_MEDIA_TYPE, image_manifest};
 
 use std::fs::File;

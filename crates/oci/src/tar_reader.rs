@@ -16,6 +16,9 @@ const MAX_EXTENSION: u64 = 1 << 20;
 
 /// The longest path or link target that Linux can use (PATH_MAX), in bytes.
 const MAX_PATH: usize = 4096;
+/// Extended attributes of one entry, in bytes, over all its headers. Linux
+/// allows 64 KiB a value, and file systems fewer than that in all.
+const MAX_XATTRS: usize = 1 << 18;
 
 /// The largest file that Linux can hold (loff_t), in bytes, rounded down so
 /// that offsets can be added up without overflow.
@@ -270,6 +273,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<i64>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    xattr_bytes: usize,
     sparse: bool,
 }
 
@@ -301,6 +305,10 @@ impl Extensions {
                 _ if key.starts_with(b"GNU.sparse.") => self.sparse = true,
                 _ => {
                     if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                        self.xattr_bytes += name.len() + value.len();
+                        if self.xattr_bytes > MAX_XATTRS {
+                            return Err(format!("its extended attributes take more than {MAX_XATTRS} bytes"));
+                        }
                         self.xattrs.push((name.to_vec(), value.to_vec()));
                     }
                     // Other keys (atime, comment, vendor extensions) do not

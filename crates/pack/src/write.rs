@@ -186,7 +186,11 @@ fn work(
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         let result = match &mut compressor {
-            Ok(compressor) => compress(&job, rootfs, agent, &mut raw, compressor),
+            // A worker that panics must say so: the writer waits for its frame.
+            Ok(compressor) => std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                compress(&job, rootfs, agent, &mut raw, compressor)
+            }))
+            .unwrap_or_else(|_| Err(PackError::Write(std::io::Error::other("a packing thread panicked")))),
             Err(error) => Err(PackError::Write(std::io::Error::other(error.to_string()))),
         };
         if done.send(result).is_err() {

@@ -34,7 +34,10 @@ pub(crate) fn resolve(
             let id = engine.build(build, &store.scratch()?, &|line| observer.line(line))?;
             Ok(Found { id: config_digest(store, engine, &id)?, engine_id: Some(id) })
         }
-        Source::Archive(path) if path.is_dir() => Ok(Found { id: None, engine_id: None }),
+        // A pipe can be read once, and that is the next stage's part.
+        Source::Archive(path) if path.metadata().is_ok_and(|metadata| !metadata.is_file()) => {
+            Ok(Found { id: None, engine_id: None })
+        }
         Source::Archive(path) => {
             let opened = File::open(path);
             let file = opened.map_err(|source| PipelineError::Archive { path: path.clone(), source })?;

@@ -121,7 +121,7 @@ impl Run<'_> {
         let began = Instant::now();
         let receipt = store.stage_receipt(&id.0, tarball::STAGE).ok().flatten();
         let kept = match &receipt {
-            Some(receipt) => tarball::from_store(store, id, receipt, observer)?,
+            Some(receipt) => tarball::from_store(store, id, receipt, self.agent, observer)?,
             None => None,
         };
         let hit = kept.is_some();

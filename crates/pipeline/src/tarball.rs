@@ -147,6 +147,7 @@ pub(crate) fn from_store(
     store: &Store,
     id: ImageId,
     receipt: &StageReceipt,
+    agent: &AgentSpec,
     observer: &dyn Observer,
 ) -> Result<Option<Taken>> {
     let blobs = store.blobs();
@@ -154,22 +155,29 @@ pub(crate) fn from_store(
     if missing || receipt.image != id.0 {
         return Ok(None);
     }
+    let mut damaged = false;
     for blob in &receipt.blobs {
         match blobs.check(&blob.digest) {
             Ok(()) => {}
+            // All of them: what stays would be taken for whole.
             Err(error @ StoreError::Mismatch { .. }) => {
                 blobs.quarantine(&blob.digest)?;
                 observer.report(Event::Warn {
                     text: &format!("{error}; it was quarantined and is taken in again"),
                 });
-                return Ok(None);
+                damaged = true;
             }
             Err(error) => return Err(error.into()),
         }
     }
+    if damaged {
+        return Ok(None);
+    }
     let of_role = |role: &'static str| receipt.blobs.iter().filter(move |blob| blob.role == role);
     let Some(config_ref) = of_role("config").next() else { return Ok(None) };
     let Ok(config) = ImageConfig::parse(&blobs.get(&config_ref.digest)?) else { return Ok(None) };
+    // An archive is held against it when it is taken in; so is what is kept.
+    smolcellar_oci::check_platform(&agent.platform, &config)?;
     let layers: Vec<_> = of_role("layer").map(|blob| (blob.digest, blob.size)).collect();
     if config_ref.digest != id.0 || config.rootfs.diff_ids != layers.iter().map(|l| l.0).collect::<Vec<_>>() {
         return Ok(None);

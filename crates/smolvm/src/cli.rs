@@ -89,6 +89,11 @@ impl Cli {
         self
     }
 
+    /// The program that is run.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// The version spoken to.
     pub fn version(&self) -> Version {
         self.speaker.version

@@ -65,7 +65,8 @@ impl Blobs<'_> {
     /// [`StoreError::Io`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if !self.has(&digest, bytes.len() as u64) {
+        // Small enough to look: what is there may be damaged, and this is not.
+        if self.get(&digest).is_err() {
             fsio::write_atomic(&self.0.scratch()?, &self.path(&digest), bytes)?;
         }
         Ok(digest)
@@ -89,7 +90,8 @@ impl Blobs<'_> {
         Ok(bytes)
     }
 
-    /// Publishes a written blob, unless the store has it.
+    /// Publishes a written blob, unless the store has one of this name and
+    /// size. That one is hashed before anything is made of it.
     ///
     /// # Errors
     /// [`StoreError::Io`].

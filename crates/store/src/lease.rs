@@ -26,6 +26,9 @@ pub struct LeaseRecord {
     pub machine: String,
     /// The key of the artifact that it was made from, as locks have it.
     pub artifact: String,
+    /// Which machines it is among: a name of the launcher's choice for where they
+    /// are kept. Only a launcher of the same place can tell that one is gone.
+    pub place: String,
     /// The launcher's process, for people.
     pub pid: u32,
     /// When it was written, in seconds since 1970, for people.
@@ -75,7 +78,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Io`]; [`StoreError::Damaged`] if the machine's name is none.
-    pub fn lease(&self, machine: &str, artifact: &str) -> Result<Lease> {
+    pub fn lease(&self, machine: &str, artifact: &str, place: &str) -> Result<Lease> {
         let path = self.leases_dir().join(format!("{machine}.json"));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if machine.is_empty() || !machine.bytes().all(plain) {
@@ -89,6 +92,7 @@ impl Store {
             schema: LeaseRecord::SCHEMA,
             machine: machine.to_owned(),
             artifact: artifact.to_owned(),
+            place: place.to_owned(),
             pid: holder.pid,
             since: holder.since,
         };
@@ -96,7 +100,7 @@ impl Store {
         let temp = fsio::unused_name(&scratch, "lease");
         fsio::write_sealed(&scratch, &temp, &record)?;
         // Locked before it has its name: nobody ever sees it without its owner.
-        let file = fsio::open(&temp)?;
+        let file = writable(&temp).map_err(StoreError::io("open", &temp))?;
         if !lock::try_exclusive(&file).map_err(StoreError::io("lock", &temp))? {
             let problem = "a new file is locked by somebody else".into();
             return Err(StoreError::Damaged { path: temp, problem });
@@ -121,8 +125,15 @@ impl Store {
     }
 }
 
+/// Opened for writing: some file systems give an exclusive lock only then.
+fn writable(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    File::options().read(true).write(true).open(path)
+}
+
 fn orphan(path: &Path) -> Option<Lease> {
-    let file = File::open(path).ok()?;
+    let file = File::options().read(true).write(true).open(path).ok()?;
     if !matches!(lock::try_exclusive(&file), Ok(true)) {
         return None;
     }
@@ -151,7 +162,7 @@ mod tests {
     #[test]
     fn a_lease_is_an_orphan_only_when_its_owner_is_gone_and_gone_when_ended() {
         let (_dir, store) = store();
-        let lease = store.lease("m-1", "key").unwrap();
+        let lease = store.lease("m-1", "key", "here").unwrap();
         assert_eq!((lease.record().machine.as_str(), lease.record().pid), ("m-1", std::process::id()));
         assert!(store.orphaned_leases().unwrap().is_empty());
         drop(lease);
@@ -167,14 +178,14 @@ mod tests {
     #[test]
     fn a_damaged_lease_is_left_alone_and_a_name_that_is_a_path_is_refused() {
         let (_dir, store) = store();
-        drop(store.lease("m", "key").unwrap());
+        drop(store.lease("m", "key", "here").unwrap());
         let path = store.leases_dir().join("m.json");
         let scratch = store.scratch().unwrap();
         fsio::write_atomic(&scratch, &path, b"{}").unwrap();
         assert!(store.orphaned_leases().unwrap().is_empty());
         assert!(path.exists());
         for name in ["", "../m", "a/b", "a.b"] {
-            assert!(store.lease(name, "key").is_err(), "{name}");
+            assert!(store.lease(name, "key", "here").is_err(), "{name}");
         }
     }
 }

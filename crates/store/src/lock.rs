@@ -47,7 +47,8 @@ pub struct Holder {
 
 impl Holder {
     pub(crate) fn me() -> Self {
-        let mut words = std::env::args().map(|word| word.chars().take(60).collect::<String>());
+        let mut words =
+            std::env::args_os().map(|word| word.to_string_lossy().chars().take(60).collect::<String>());
         let program = words.next().unwrap_or_default();
         let program =
             Path::new(&program).file_name().map_or(program.clone(), |n| n.to_string_lossy().into_owned());

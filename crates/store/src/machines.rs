@@ -152,14 +152,18 @@ impl Store {
         }
         // A damaged or newer seal is as good as none.
         let seal = fsio::read_sealed::<StatSeal>(&files.stat, StatSeal::SCHEMA).ok().flatten();
-        if full || seal != Some(StatSeal::of(&metadata)) {
+        let sealed = seal == Some(StatSeal::of(&metadata));
+        if full || !sealed {
             let actual = Digest::of_file(&files.artifact).map_err(StoreError::io("read", &files.artifact))?;
             if actual != receipt.sha256 {
                 let problem = format!("its bytes have {actual}, its receipt says {}", receipt.sha256);
                 return Ok(Lookup::Damaged { problem });
             }
-            // A store that cannot be written still serves hits, only slower.
-            let _ = self.seal(&files);
+            // A store that cannot be written still serves hits, only slower. A
+            // seal that fits stays: its time is the artifact's last use.
+            if !sealed {
+                let _ = self.seal(&files);
+            }
         }
         Ok(Lookup::Hit(Box::new(Machine { path: files.artifact, receipt })))
     }

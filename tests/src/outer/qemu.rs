@@ -1,7 +1,8 @@
 //! Runs QEMU and reads what the machine reports.
 //!
 //! Everything the machine says comes through files in the run folder, written by QEMU and read here by
-//! polling: `console` (what the script writes, then the mark), `result` (see `init.sh`), `kernel` and `qemu`.
+//! polling: `console` (what the script writes, then the mark), `result` and `pulse` (see `init.sh`), `kernel` and
+//! `qemu`.
 //! So there are no pipes to fill up and no threads to wait for, and what arrived before a failure is there to
 //! be shown.
 
@@ -19,6 +20,10 @@ use std::time::{Duration, Instant};
 const KERNEL_OPTIONS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr tsc=reliable \
                               nowatchdog random.trust_cpu=on audit=0 apparmor=0";
 
+/// How long a machine may give no sign of life. QEMU's emulation of AMD-V sometimes leaves all processors
+/// spinning for good; a healthy machine beats every two seconds, under load every few.
+const STILL: Duration = Duration::from_secs(90);
+
 /// A running QEMU, killed when this is dropped.
 struct Qemu(Child);
 
@@ -35,7 +40,8 @@ impl Drop for Qemu {
 pub(super) enum Ending {
     /// With the result of the script.
     Result(Outcome),
-    /// With a panic of the machine's own kernel, which no script can be blamed for; holds the last lines.
+    /// With a panic of the machine's own kernel, or with all of it standing still, which no script can be
+    /// blamed for; holds the last lines.
     Panic(String),
 }
 
@@ -51,6 +57,7 @@ pub(super) fn boot(
     let start = Instant::now();
     let mut qemu = Qemu(spawn(parts, folder, job)?);
     let mut console = Console::open(folder)?;
+    let mut pulse = (0, Instant::now());
     loop {
         let ended = qemu.0.try_wait().context("cannot wait for QEMU")?;
         console.read(mark, log)?;
@@ -67,6 +74,14 @@ pub(super) fn boot(
                 return Ok(Ending::Panic(report));
             }
             bail!("the machine went down ({status}) before the script ended\n{report}");
+        }
+        let beats = fs::metadata(folder.join("pulse")).map_or(0, |metadata| metadata.len());
+        if beats != pulse.0 {
+            pulse = (beats, Instant::now());
+        }
+        // From the first beat on: a host under load may take its time to boot.
+        if beats > 0 && pulse.1.elapsed() >= STILL {
+            return Ok(Ending::Panic(console.report(folder, mark)));
         }
         if start.elapsed() >= timeout {
             bail!("the script did not end within {timeout:?}\n{}", console.report(folder, mark));
@@ -88,7 +103,7 @@ fn spawn(parts: &Path, folder: &Path, job: &Job) -> Result<Child> {
     command.args(["-append", KERNEL_OPTIONS, "-serial", "file:kernel"]);
     command.args(["-drive", "if=none,id=disk,file=disk.ext4,format=raw,cache=unsafe,discard=unmap"]);
     command.args(["-device", "virtio-blk-pci,drive=disk", "-device", "virtio-serial-pci"]);
-    for (number, name) in [("1", "console"), ("2", "result")] {
+    for (number, name) in [("1", "console"), ("2", "result"), ("3", "pulse")] {
         command.args(["-chardev", &format!("file,id={name},path={name}")]);
         command.args(["-device", &format!("virtserialport,chardev={name},nr={number}")]);
     }

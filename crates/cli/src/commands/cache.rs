@@ -102,7 +102,11 @@ fn verify(session: &Session) -> Result<u8> {
     // What an artifact says of its own parts, beyond its digest.
     for UsedMachine { machine, .. } in store.machines()?.machines {
         let known = found.damaged.iter().any(|finding| finding.path == machine.path);
-        if !known && let Err(error) = smolcellar_pack::read(&machine.path) {
+        // One that was deleted is among the leftovers.
+        if !known
+            && machine.path.exists()
+            && let Err(error) = smolcellar_pack::read(&machine.path)
+        {
             found.damaged.push(Finding { path: machine.path, problem: error.to_string() });
         }
     }

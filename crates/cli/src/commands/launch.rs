@@ -23,7 +23,7 @@ use crate::output::{self, Format};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
-    let target = Target::find(session, args)?;
+    let mut target = Target::find(session, args)?;
     // Before there is a store, it must not be made just to look.
     let store = match session.cache_dir()?.join("format.json").exists() {
         true => Some(session.store()?),
@@ -86,6 +86,8 @@ struct Target {
     config: Option<Config>,
     agent: Option<AgentSpec>,
     image: Option<ImageRef>,
+    /// Why the configuration cannot build it.
+    problem: Option<anyhow::Error>,
 }
 
 impl Target {
@@ -100,9 +102,17 @@ impl Target {
             (None, Some(config)) => config.only()?.to_owned(),
             (None, None) => session.need_config()?.only()?.to_owned(),
         };
+        let mut problem = None;
         let mut agent = match &config {
             Some(config) if config.names().any(|known| known == name) => {
-                Some(config.agent(&name, None::<Source>, None)?)
+                match config.agent(&name, None::<Source>, None) {
+                    Ok(agent) => Some(agent),
+                    // It may have been built from an archive.
+                    Err(error) => {
+                        problem = Some(error);
+                        None
+                    }
+                }
             }
             _ => None,
         };
@@ -116,7 +126,7 @@ impl Target {
             }
             image = Some(ImageRef { reference: build.tag.clone(), from });
         }
-        Ok(Self { name, project, config, agent, image })
+        Ok(Self { name, project, config, agent, image, problem })
     }
 
     /// The artifact that the agent was last built to.
@@ -135,7 +145,10 @@ impl Target {
     }
 
     /// Whether there is a way to build it; if not, an error that says so.
-    fn buildable(&self) -> Result<()> {
+    fn buildable(&mut self) -> Result<()> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
         match (&self.agent, &self.config) {
             (Some(_), _) => Ok(()),
             (None, Some(config)) => config.check_name(&self.name),
