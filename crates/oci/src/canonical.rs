@@ -333,7 +333,7 @@ mod tests {
         sorted.sort_by_key(|path| path.trim_end_matches('/').replace('/', "\0"));
         assert_eq!(seen, sorted);
         // With the name that carries the inode, and not again with its links.
-        let attribute = b"25 SCHILY.xattr.user.k=v\n\n";
+        let attribute = b"26 SCHILY.xattr.user.k=v\n\n";
         let found = bytes.windows(attribute.len()).filter(|window| window == attribute).count();
         assert_eq!(found, 1);
         for owned in ["dev/", "etc/", "etc/hosts", "etc/mtab", "proc/", "sys/"] {
