@@ -59,7 +59,7 @@ pub struct LaunchSpec {
 pub struct ImageRef {
     /// `name[:tag]`.
     pub reference: String,
-    /// "environment", "config" or "default".
+    /// "environment" (or the command line), "config" or "default".
     pub from: &'static str,
 }
 

@@ -63,14 +63,17 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         Some(store) => store,
         None => session.store()?,
     };
+    // From here on, so that none is lost between the build's end and the
+    // launch; while it builds, a signal still ends the build and us.
+    let signals = Signals::catch()?;
     let machine = match built {
         Some(machine) => machine,
         None => target.build(session, &store)?,
     };
+    store.touch_machine(&machine.receipt.key());
     let runtime: Runtime = session.runtime(&store)?;
     let mut spec = spec_of_machine(args, &target, &machine)?;
     spec.machine_name.clone_from(&plan.machine);
-    let signals = Signals::catch()?;
     let code = launch(&runtime, &store, spec, &session.progress, &signals)
         .map_err(as_usage)
         .with_context(|| format!("cannot launch agent '{}'", target.name))?;
