@@ -57,3 +57,34 @@ fn a_signal_ends_what_the_build_started_and_then_the_build() {
         }
     }
 }
+
+/// A pip that takes long, in place of the real one.
+#[test]
+fn a_signal_ends_the_download_of_smolvm_too() {
+    for command in [&["setup"][..], &["build-agent"]] {
+        let cellar = Cellar::new();
+        let (sleeper, bin) = (cellar.path("sleeper"), cellar.path("bin"));
+        cellar.write("smolcellar.toml", "[agent.a]\ncontext = \"ctx\"\n");
+        cellar.write("ctx/Dockerfile", "FROM scratch\n");
+        let pip =
+            "#!/bin/sh\ncase \"$*\" in *--version*) exit ;; esac\nsleep 300 & echo $! > \"$SLEEPER\"; wait\n";
+        std::fs::create_dir(&bin).unwrap();
+        std::fs::write(bin.join("python3"), pip).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(bin.join("python3"), mode).unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let mut run = cellar.command(command);
+        run.env_remove("SMOLCELLAR_SMOLVM_DIR").env("SLEEPER", &sleeper).env("PATH", path);
+        let mut child = run.spawn().unwrap();
+        let pid = pid(&sleeper);
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().signal(), Some(2), "{command:?}");
+        let lives =
+            || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        let began = Instant::now();
+        while lives() {
+            assert!(began.elapsed() < Duration::from_secs(10), "{command:?}: pip goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

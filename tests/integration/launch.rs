@@ -92,7 +92,7 @@ fn a_dry_run_shows_the_plan_and_makes_nothing() {
         format!(
             "machine create --name {name} --from (the artifact, built first) --cpus 3 --mem 300 --allow-cidr \
          10.9.0.2/32 --allow-host api.example.org -v {}:/src:ro -p 8080:80 -e MODE=x --label \
-         dev.smolcellar.machine=launch",
+         dev.smolcellar.launch={name}",
             project.display(),
         )
     );
@@ -127,5 +127,7 @@ fn what_is_asked_wrongly_is_a_usage_error_before_anything_else() {
         let ran = cellar.run([&["launch"], words].concat());
         assert!(ran.code == 2 && ran.stderr.contains(said), "{words:?}: {ran:?}");
     }
+    let ran = cellar.run(["launch", "--require-cache", "--yes"]);
+    assert!(ran.code == 3 && ran.stderr.contains("build-agent a"), "{ran:?}");
     assert!(!cellar.cache().exists(), "nothing was made");
 }

@@ -11,5 +11,6 @@
 pub mod archives;
 pub mod cellar;
 pub mod engine;
+pub mod launches;
 pub mod needs;
 pub mod outer;

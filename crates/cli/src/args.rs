@@ -69,6 +69,20 @@ pub(crate) enum Command {
     BuildAgent(BuildAgent),
     /// Boot an agent's artifact in a microVM and run it.
     Launch(Launch),
+    /// Run a command in a machine that was launched.
+    Exec(Exec),
+    /// Open a shell in a machine that was launched.
+    Shell(Shell),
+    /// Show what a machine's command prints, if it was launched with --detach.
+    Logs(Logs),
+    /// Copy a file into a machine, or out of it.
+    Cp(Cp),
+    /// List the machines that were launched.
+    Ps,
+    /// End all that runs in machines; what is in them stays.
+    Stop(Stop),
+    /// Take machines down, with all that belongs to them.
+    Rm(Rm),
     /// Get the smolvm runtime ready, once.
     Setup(Setup),
     /// Look into the cache.
@@ -105,12 +119,41 @@ pub(crate) struct Launch {
     /// The agent to launch; the only one if the configuration has one.
     #[arg(value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// What runs it: a microVM, or a container, which shares this machine's kernel.
+    #[arg(long, value_enum, default_value_t = BackendArg::Smolvm, env = "SMOLCELLAR_BACKEND")]
+    pub(crate) backend: BackendArg,
     /// Do not ask before anything is built or started.
     #[arg(short, long)]
     pub(crate) yes: bool,
+    /// Leave the machine running when the command has ended; `rm` takes it down.
+    #[arg(short, long)]
+    pub(crate) keep: bool,
+    /// Run it in the background and print the machine's name; `logs` shows its output. Implies --keep.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Call the machine this.
+    #[arg(long = "name", value_name = "MACHINE")]
+    pub(crate) name_machine: Option<String>,
+    /// The background half of --detach, as this machine.
+    #[arg(long, hide = true, value_name = "MACHINE")]
+    pub(crate) background: Option<String>,
+    /// Give the agent a prompt from this file, or `-` for standard input: the guest has it in the file that
+    /// $SMOLCELLAR_PROMPT_FILE names.
+    #[arg(long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Hash the whole artifact first, instead of trusting that a file with the same inode and times has the same
+    /// contents.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Try even where this processor or device seems unable to run machines.
+    #[arg(long, env = "SMOLCELLAR_ASSUME_VIRTUALISATION", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) assume_virtualisation: bool,
     /// Show what would be done, and do nothing. With `--format json`, every command line too.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Build nothing: if there is no artifact yet, end with exit code 3.
+    #[arg(long)]
+    pub(crate) require_cache: bool,
     /// Call the image this, if it has to be built, instead of what the configuration says.
     #[arg(long, value_name = "REF", env = "SMOLCELLAR_IMAGE")]
     pub(crate) image: Option<String>,
@@ -142,6 +185,97 @@ pub(crate) struct Launch {
     /// What to run instead of the image's entrypoint and arguments.
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
+}
+
+/// See [`smolcellar_launcher::Backend`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendArg {
+    /// A microVM.
+    Smolvm,
+    /// A container of Docker or Podman.
+    Docker,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// The machine: its name, or how only its name begins.
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    #[command(flatten)]
+    pub(crate) with: InGuest,
+    /// What to run.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Shell {
+    /// The machine: its name, or how only its name begins.
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    #[command(flatten)]
+    pub(crate) with: InGuest,
+    /// Which shell.
+    #[arg(long, value_name = "PATH", default_value = "/bin/sh")]
+    pub(crate) shell: String,
+}
+
+/// How a command is run in a guest.
+#[derive(Debug, clap::Args)]
+pub(crate) struct InGuest {
+    /// Set a variable for it; may be repeated.
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Give it a secret: its variable GUEST gets the value of our variable HOST, which is on no command line; may
+    /// be repeated.
+    #[arg(long, value_name = "GUEST=HOST")]
+    pub(crate) secret_env: Vec<String>,
+    /// Run it in this folder instead of the image's.
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<String>,
+    /// Run it as this user, a name or UID[:GID], instead of the image's.
+    #[arg(short, long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logs {
+    /// The machine: its name, or how only its name begins.
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    /// Go on until the command has ended.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin with the last lines only.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<usize>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cp {
+    /// What to copy: a path, or MACHINE:PATH.
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// Where to: a path, or MACHINE:PATH. One of the two is in a machine.
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stop {
+    /// The machines: their names, or how only their names begin.
+    #[arg(value_name = "MACHINE", required = true)]
+    pub(crate) machines: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rm {
+    /// The machines: their names, or how only their names begin.
+    #[arg(value_name = "MACHINE", required = true)]
+    pub(crate) machines: Vec<String>,
+    /// Also those that are running.
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use smolcellar_engine::BuildSpec;
+use smolcellar_launcher::{Egress, SidecarSpec};
 use smolcellar_oci::Platform;
 use smolcellar_pipeline::{AgentSpec, DEFAULT_LEVEL, Overrides, Source};
 
+use crate::config_launch::{EgressTable, SidecarTable};
 use crate::exit::Usage;
 use crate::near::near;
 
@@ -58,6 +60,9 @@ struct Agent {
     workdir: Option<String>,
     user: Option<String>,
     compression_level: Option<i32>,
+    #[serde(default)]
+    egress: EgressTable,
+    sidecar: Option<SidecarTable>,
 }
 
 /// The part of a Cargo.toml that is ours.
@@ -123,6 +128,20 @@ impl Config {
     /// Whether the agent's configuration names its image.
     pub(crate) fn names_image(&self, name: &str) -> bool {
         self.tables.agent.get(name).is_some_and(|agent| agent.image.is_some())
+    }
+
+    /// What an agent may reach.
+    pub(crate) fn egress(&self, name: &str) -> Egress {
+        self.tables.agent.get(name).map(|agent| agent.egress.resolve()).unwrap_or_default()
+    }
+
+    /// The container beside an agent, if it is to have one.
+    pub(crate) fn sidecar(&self, name: &str) -> Result<Option<SidecarSpec>> {
+        let Some(table) = self.tables.agent.get(name).and_then(|agent| agent.sidecar.as_ref()) else {
+            return Ok(None);
+        };
+        let place = format!("{}: agent.{name}.sidecar", self.file.display());
+        table.resolve(name, &self.project, &place).map(Some)
     }
 
     /// The agent that is meant when none is named: the only one.

@@ -10,11 +10,13 @@ pub(crate) const OK: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 /// The command line or the configuration is wrong.
 pub(crate) const USAGE: u8 = 2;
+/// What was to be in the cache is not.
+pub(crate) const MISS: u8 = 3;
 /// The launch was not wanted, or nobody could be asked.
 pub(crate) const DECLINED: u8 = 4;
 /// Another process kept a lock for longer than `--lock-timeout`.
 pub(crate) const LOCK_TIMEOUT: u8 = 5;
-/// `launch` failed itself: any other code is the guest's, or 128 plus the
+/// `launch`, `exec` or `shell` failed itself: any other code is the guest's, or 128 plus the
 /// number of the signal that ended it.
 pub(crate) const LAUNCHER: u8 = 125;
 
@@ -22,6 +24,11 @@ pub(crate) const LAUNCHER: u8 = 125;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Usage(pub(crate) String);
+
+/// It is not in the cache, and was not to be made: exits with [`MISS`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Miss(pub(crate) String);
 
 /// Nobody said yes: exits with [`DECLINED`].
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +41,8 @@ pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
         LOCK_TIMEOUT
     } else if error.chain().any(|cause| cause.is::<Usage>() || is_configuration(cause)) {
         USAGE
+    } else if error.chain().any(|cause| cause.is::<Miss>()) {
+        MISS
     } else if error.chain().any(|cause| cause.is::<Declined>()) {
         DECLINED
     } else if in_guest {
@@ -50,6 +59,7 @@ fn is_configuration(cause: &(dyn std::error::Error + 'static)) -> bool {
     match cause.downcast_ref() {
         Some(PipelineError::BeforeRun { .. }) => true,
         Some(PipelineError::Engine(error)) => no_input(error),
+        _ if matches!(cause.downcast_ref(), Some(LaunchError::Engine(error)) if no_input(error)) => true,
         _ => cause.downcast_ref().is_some_and(no_input),
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -55,6 +55,16 @@ pub(crate) fn cargo(args: &[&OsStr], env: &[(&str, &OsStr)]) -> Result<bool> {
         command.env_remove(name);
     }
     Ok(command.status().context("cannot run cargo")?.success())
+}
+
+/// Starts this program once more, with other arguments. It has our standard
+/// error, and our standard input if that has something for it.
+pub(crate) fn myself(args: &[OsString], input: bool) -> Result<Child> {
+    let me = std::env::current_exe().context("cannot tell where this program is")?;
+    let mut command = Command::new(me);
+    command.args(args).stdout(Stdio::null());
+    command.stdin(if input { Stdio::inherit() } else { Stdio::null() });
+    command.spawn().context("cannot start the part that goes on in the background")
 }
 
 /// Runs a program with its output in `log`; whether it succeeded.
@@ -109,6 +119,16 @@ pub(crate) fn measure(args: &[&str], dir: &Path, env: &[(&str, &OsStr)]) -> Resu
         bail!("`{}` failed with {status}", args.join(" "));
     }
     Ok(Measured { wall, peak, stdout })
+}
+
+/// Runs a shell script that must succeed.
+pub(crate) fn script(text: &str, env: &[(&str, &OsStr)]) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.args(["-ec", text]).envs(env.iter().copied()).stdin(Stdio::null());
+    match command.status().context("cannot run sh")? {
+        status if status.success() => Ok(()),
+        status => bail!("the script failed with {status}"),
+    }
 }
 
 fn high_water(status_file: &str) -> u64 {

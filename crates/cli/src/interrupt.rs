@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 
-/// Ends the engine's programs, and then this one, when a signal comes. Until
+/// Ends the programs under way, and then this one, when a signal comes. Until
 /// it is dropped.
 pub(crate) struct EndChildren {
     handle: Handle,
@@ -20,7 +20,7 @@ impl EndChildren {
         let handle = signals.handle();
         let thread = std::thread::spawn(move || {
             for signal in signals.forever() {
-                smolcellar_engine::end_all();
+                smolcellar_run::end_all();
                 // As if nobody had caught it: whoever waits sees why we ended.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod config;
+mod config_launch;
 mod exit;
 mod format;
 mod host;
@@ -26,7 +27,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
-    let in_guest = matches!(args.command, args::Command::Launch(_));
+    use args::Command::{Exec, Launch, Shell};
+    let in_guest = matches!(args.command, Launch(_) | Exec(_) | Shell(_));
     match commands::run(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

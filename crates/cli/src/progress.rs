@@ -75,14 +75,11 @@ impl Progress {
 
     fn begin(&self, name: &str, total: Option<u64>) {
         let bar = (self.style == Style::Auto).then(|| {
-            let template = match total {
-                Some(_) => "  {msg:<12} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-                None => "  {msg:<12} {spinner} {bytes} {bytes_per_sec}",
-            };
-            let style =
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = self.bars.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));
-            bar.set_style(style);
+            bar.set_style(style(match total {
+                Some(_) => "  {msg:<12} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+                None => "  {msg:<12} {spinner}",
+            }));
             bar.set_message(name.to_owned());
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
@@ -98,8 +95,13 @@ impl Progress {
     fn advance(&self, name: &str, bytes: u64) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(task) = tasks.get_mut(name) else { return };
+        let first = task.done == 0;
         task.done += bytes;
         if let Some(bar) = &task.bar {
+            if first && task.total.is_none() {
+                // Not every task has bytes to tell of.
+                bar.set_style(style("  {msg:<12} {spinner} {bytes} {bytes_per_sec}"));
+            }
             bar.inc(bytes);
         } else if task.said.elapsed() >= LINE_EVERY {
             task.said = Instant::now();
@@ -129,6 +131,10 @@ impl Progress {
             );
         }
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Reporter for Progress {

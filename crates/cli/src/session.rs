@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use directories::ProjectDirs;
-use smolcellar_smolvm::{InstallOptions, Runtime, RuntimeConfig};
+use smolcellar_launcher::{Backend, Cli, Engine, Launched, Tools};
+use smolcellar_smolvm::{InstallOptions, PINNED_VERSION, Runtime, RuntimeConfig};
 use smolcellar_store::{OpenOptions, Store};
 
 use crate::args::Global;
+use crate::commands::as_usage;
 use crate::config::Config;
 use crate::exit::Usage;
 use crate::progress::Progress;
@@ -62,6 +64,74 @@ impl Session {
             Some(runtime) => Ok(runtime),
             None => self.install(store),
         }
+    }
+
+    /// The programs of a launch that is only planned: what there is, or what
+    /// there would be. Reads only.
+    pub(crate) fn assumed_tools(&self, store: Option<&Store>) -> Result<Tools> {
+        let config = RuntimeConfig { dir: self.global.smolvm_dir.clone() };
+        let known = match store {
+            Some(store) => smolcellar_smolvm::known(store, &config)?,
+            None => None,
+        };
+        let smolvm = match &known {
+            Some(runtime) => Cli::new(runtime)?,
+            None => Cli::assumed(PINNED_VERSION),
+        };
+        let choice = self.global.engine.as_deref();
+        let engine = Engine::find(choice).unwrap_or_else(|_| Engine::assumed(choice));
+        Ok(Tools { smolvm: Some(smolvm), engine: Some(engine) })
+    }
+
+    /// The programs of a launch. What it needs is there afterwards; the rest
+    /// is taken along if it is there, to take down what others left.
+    pub(crate) fn tools(&self, store: &Store, backend: Backend, needs_engine: bool) -> Result<Tools> {
+        self.tools_with(store, backend, needs_engine, self.global.engine.as_deref())
+    }
+
+    /// The programs that a launch was made with.
+    pub(crate) fn tools_of(&self, store: &Store, launched: &Launched) -> Result<Tools> {
+        let engine = launched.engine().or(self.global.engine.as_deref());
+        self.tools_with(store, launched.backend, launched.needs_engine(), engine)
+    }
+
+    fn tools_with(
+        &self,
+        store: &Store,
+        backend: Backend,
+        needs_engine: bool,
+        engine: Option<&str>,
+    ) -> Result<Tools> {
+        let smolvm = match backend {
+            Backend::Smolvm => Some(self.runtime(store)?),
+            Backend::Docker => {
+                let config = RuntimeConfig { dir: self.global.smolvm_dir.clone() };
+                smolcellar_smolvm::known(store, &config).ok().flatten()
+            }
+        };
+        let engine = Engine::find(engine);
+        Ok(Tools {
+            smolvm: smolvm.as_ref().map(Cli::new).transpose()?,
+            engine: match needs_engine || backend == Backend::Docker {
+                true => Some(engine?),
+                false => engine.ok(),
+            },
+        })
+    }
+
+    /// The launch of a machine, and the programs to go on with it.
+    pub(crate) fn launched(&self, store: &Store, machine: &str) -> Result<(Launched, Tools)> {
+        let launched = smolcellar_launcher::find(store, machine).map_err(as_usage)?;
+        if !launched.here {
+            let text = format!(
+                "machine {} was launched by another user, or with another smolvm or engine (HOME, SMOLVM_DATA_DIR, \
+                 DOCKER_HOST); go there",
+                launched.machine
+            );
+            return Err(Usage(text).into());
+        }
+        let tools = self.tools_of(store, &launched)?;
+        Ok((launched, tools))
     }
 
     /// Installs the pinned runtime.

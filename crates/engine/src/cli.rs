@@ -4,16 +4,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use smolcellar_run::{Limits, status_text};
 use smolcellar_store::Digest;
 use xshell::Shell;
 
-use crate::children;
 use crate::error::{EngineError, Result};
-use crate::follow::{Tail, collect, follow};
+use crate::follow::{collect, follow_unless};
 use crate::parse::{self, ImageInfo};
 use crate::save::SaveStream;
 
@@ -63,12 +62,21 @@ impl Engine {
         let wanted: Vec<&str> = choice.map_or_else(|| vec!["docker", "podman"], |program| vec![program]);
         for program in &wanted {
             if let Some(path) = which(program) {
-                let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-                let kind = if name.contains("podman") { Kind::Podman } else { Kind::Docker };
-                return Ok(Self { program: path, kind });
+                return Ok(Self::named(path));
             }
         }
         Err(EngineError::NotFound { wanted: wanted.join(" and ") })
+    }
+
+    pub(crate) fn named(program: PathBuf) -> Self {
+        let name = program.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let kind = if name.contains("podman") { Kind::Podman } else { Kind::Docker };
+        Self { program, kind }
+    }
+
+    /// The client program that is run.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// Which engine it is.
@@ -82,11 +90,25 @@ impl Engine {
     /// # Errors
     /// [`EngineError`]; a failed build carries the end of what it printed.
     pub fn build(&self, spec: &BuildSpec, scratch: &Path, line: &dyn Fn(&str)) -> Result<Digest> {
+        self.build_unless(spec, scratch, line, &|| false)
+    }
+
+    /// The same, ended as soon as `give_up` says so.
+    ///
+    /// # Errors
+    /// [`EngineError`]; [`EngineError::Run`] when it was ended.
+    pub fn build_unless(
+        &self,
+        spec: &BuildSpec,
+        scratch: &Path,
+        line: &dyn Fn(&str),
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Digest> {
         check_inputs(spec)?;
         let id_file = scratch.join(format!("iid-{}", std::process::id()));
         let command = self.command(&build_args(spec, &id_file));
         let text = describe(&command);
-        let followed = follow(command, line);
+        let followed = follow_unless(command, line, give_up);
         let (status, tail) = followed.map_err(|source| EngineError::Run { command: text.clone(), source })?;
         if !status.success() {
             let output = parse::without_notice(&tail.text());
@@ -107,25 +129,11 @@ impl Engine {
     /// # Errors
     /// [`EngineError`].
     pub fn inspect(&self, image: &str) -> Result<Option<ImageInfo>> {
-        let command =
-            self.command(&["image", "inspect", "--format", "{{json .}}", image].map(OsString::from));
-        let text = describe(&command);
-        let (status, stdout, stderr) = run_bounded(command, &text)?;
-        if status.success() {
-            let info = parse::image_info(&stdout);
-            return info.map(Some).map_err(|problem| EngineError::Unexpected { command: text, problem });
-        }
-        if parse::is_no_such_image(&stderr) {
-            return Ok(None);
-        }
-        if let Some(said) = parse::unreachable(&stderr) {
-            return Err(EngineError::Unreachable { program: self.name(), said });
-        }
-        Err(EngineError::Failed {
-            command: text,
-            status: status_text(status),
-            output: stderr.trim().to_owned(),
-        })
+        let args = ["image", "inspect", "--format", "{{json .}}", image].map(OsString::from);
+        let run = self.invocation("image inspect", args.to_vec());
+        let Some(captured) = self.answer(&run, Limits::within(ANSWER))? else { return Ok(None) };
+        let info = parse::image_info(&String::from_utf8_lossy(&captured.stdout));
+        info.map(Some).map_err(|problem| EngineError::Unexpected { command: run.operation, problem })
     }
 
     /// Streams an image out, by ID: a tag may have moved.
@@ -141,14 +149,14 @@ impl Engine {
         let mut command = self.command(&args);
         let text = describe(&command);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let started = children::spawn(&mut command);
+        let started = smolcellar_run::spawn(&mut command);
         let (mut child, under_way) =
             started.map_err(|source| EngineError::Run { command: text.clone(), source })?;
         let stderr = collect(child.stderr.take(), |_| {});
         Ok(SaveStream::new(child, under_way, stderr, text))
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
@@ -165,7 +173,8 @@ impl Engine {
     }
 }
 
-fn build_args(spec: &BuildSpec, id_file: &Path) -> Vec<OsString> {
+/// `build`; the engine writes the image's ID to `id_file`.
+pub fn build_args(spec: &BuildSpec, id_file: &Path) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["build".into(), "--iidfile".into(), id_file.into()];
     args.extend(["--tag".into(), OsString::from(&spec.tag)]);
     let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
@@ -223,45 +232,6 @@ fn describe(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-}
-
-pub(crate) fn status_text(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "an unknown status".into(),
-    }
-}
-
-fn spawn(mut command: Command, text: &str) -> Result<Child> {
-    command.spawn().map_err(|source| EngineError::Run { command: text.to_owned(), source })
-}
-
-/// Runs a command that must answer soon.
-fn run_bounded(mut command: Command, text: &str) -> Result<(ExitStatus, String, String)> {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = spawn(command, text)?;
-    let stdout = collect(child.stdout.take(), |_| {});
-    let stderr = collect(child.stderr.take(), |_| {});
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(1);
-    let status = loop {
-        let waited =
-            child.try_wait().map_err(|source| EngineError::Run { command: text.to_owned(), source })?;
-        if let Some(status) = waited {
-            break status;
-        }
-        if began.elapsed() > ANSWER {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(EngineError::TimedOut { command: text.to_owned(), seconds: ANSWER.as_secs() });
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
-    };
-    let text = |thread: JoinHandle<Tail>| thread.join().unwrap_or_default().text();
-    Ok((status, text(stdout), text(stderr)))
 }
 
 #[cfg(test)]

@@ -33,14 +33,6 @@ pub enum EngineError {
         /// What it said.
         said: String,
     },
-    /// It did not answer in time.
-    #[error("`{command}` did not answer within {seconds} s; is the engine stuck? (`docker info`)")]
-    TimedOut {
-        /// The command line.
-        command: String,
-        /// How long it had.
-        seconds: u64,
-    },
     /// A command failed.
     #[error("`{command}` failed with {status}:\n{output}")]
     Failed {
@@ -67,6 +59,9 @@ pub enum EngineError {
         /// Why not.
         source: io::Error,
     },
+    /// A command on containers or networks failed, or could not be run.
+    #[error(transparent)]
+    Program(#[from] smolcellar_run::RunError),
     /// The build's context or Dockerfile is not there.
     #[error("there is no {what} at {}; correct `{key}` in the agent's configuration", path.display())]
     NoInput {

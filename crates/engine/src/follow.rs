@@ -7,8 +7,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::children;
-
 /// The longest line kept whole, in bytes; what is longer is no line, and is cut.
 const LONGEST: u64 = 1 << 20;
 
@@ -41,10 +39,22 @@ impl Tail {
 ///
 /// # Errors
 /// If it cannot be started or waited for.
-pub fn follow(mut command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStatus, Tail)> {
+pub fn follow(command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStatus, Tail)> {
+    follow_unless(command, line, &|| false)
+}
+
+/// The same, ended with all it has started as soon as `give_up` says so.
+///
+/// # Errors
+/// As [`follow`], and of kind `Interrupted` when it was ended.
+pub(crate) fn follow_unless(
+    mut command: Command,
+    line: &dyn Fn(&str),
+    give_up: &dyn Fn() -> bool,
+) -> io::Result<(ExitStatus, Tail)> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let (mut child, _under_way) = children::spawn(&mut command)?;
+    let (mut child, under_way) = smolcellar_run::spawn(&mut command)?;
     // It holds our ends of the pipe, which would never close.
     drop(command);
     let (sender, lines) = mpsc::channel();
@@ -66,6 +76,10 @@ pub fn follow(mut command: Command, line: &dyn Fn(&str)) -> io::Result<(ExitStat
                 break;
             }
             Err(RecvTimeoutError::Timeout) => {}
+        }
+        if ended.is_none() && give_up() {
+            under_way.end(&mut child);
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "it was interrupted, or took too long"));
         }
         // Whatever still prints by now was left running.
         if ended.is_some_and(|(_, at)| at.elapsed() > DRAIN) {
@@ -128,6 +142,16 @@ mod tests {
         assert_eq!(tail.text(), "a");
         let (status, _) = follow(sh("(while :; do echo b; sleep 0.01; done) & exit 0"), &|_| {}).unwrap();
         assert!(status.success() && began.elapsed() < Duration::from_secs(25));
+    }
+
+    #[test]
+    fn who_gives_up_ends_it_with_all_it_started() {
+        let began = Instant::now();
+        let give_up = || began.elapsed() > Duration::from_millis(200);
+        let stubborn = "trap '' TERM; (trap '' TERM; sleep 300) & while :; do sleep 0.1; done";
+        let error = follow_unless(sh(stubborn), &|_| {}, &give_up).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        assert!(began.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

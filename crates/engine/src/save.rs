@@ -4,8 +4,8 @@ use std::io::{self, Read};
 use std::process::{Child, ChildStdout};
 use std::thread::JoinHandle;
 
-use crate::children::UnderWay;
-use crate::cli::status_text;
+use smolcellar_run::{UnderWay, status_text};
+
 use crate::error::{EngineError, Result};
 use crate::follow::Tail;
 use crate::parse;

@@ -2,15 +2,18 @@
 //! does wrong what the file `faults` says.
 
 use super::*;
-use crate::plan::{Artifact, Egress};
-use smolcellar_smolvm::{Cancel, ExecIo, Origin, Version};
+use crate::guest::State;
+use crate::process::Process;
+use crate::spec::{Artifact, Egress, Prompt};
+use smolcellar_run::{Cancel, ExecIo};
+use smolcellar_smolvm::{Cli, ExecRequest, Origin, Runtime, Version};
 use smolcellar_store::{Digest, OpenOptions, fsio};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const FAKE: &str = r#"#!/bin/sh
 # machine COMMAND --name NAME …
@@ -22,9 +25,11 @@ case $fault in
     hang) trap '' TERM; exec sleep 600 ;;
     fail) echo "Error: $command failed on purpose" >&2; exit 1 ;;
     lie) exit 0 ;;
+    flood) exec cat /dev/zero ;;
 esac
 show() { pid=$(cat "$1/pid" 2>/dev/null); grep -qs ') [^ZX]' "/proc/$pid/stat" && state=running || { state=created; pid=null; }
-         printf '{"name":"%s","state":"%s","pid":%s}' "$(basename "$1")" "$state" "$pid"; }
+         label=$(basename "$1"); [ -e "$1/foreign" ] && label=
+         printf '{"name":"%s","state":"%s","pid":%s,"labels":{"dev.smolcellar.launch":"%s"}}' "$(basename "$1")" "$state" "$pid" "$label"; }
 case $command in
     create) mkdir -p "$vm"; [ "$fault" = late ] && for i in $(seq 6000); do sleep 0.1; done; true ;;
     start) setsid sh -c 'trap "" TERM; while :; do sleep 1; done' "$vm/boot-config.json" >/dev/null 2>&1 &
@@ -32,25 +37,37 @@ case $command in
     data-dir) echo "$vm" ;;
     status) [ -d "$vm" ] || { echo "Error: not found" >&2; exit 1; }; show "$vm" ;;
     ls) printf '['; sep=; for one in "$lab"/vms/*/; do [ -d "$one" ] && { printf '%s' "$sep"; show "${one%/}"; sep=,; }; done; printf ']' ;;
-    exec) while [ "$1" != -- ]; do shift; done; shift
+    exec) case $(show "$vm") in *running*) ;; *) echo "Error: not running" >&2; exit 1 ;; esac
+          while [ "$1" != -- ]; do shift; done; shift
           [ "$fault" = die ] && { kill -9 "$(cat "$vm/pid")"; sleep 0.2; echo "Error: connection lost" >&2; exit 1; }
           exec "$@" ;;
     stop) kill -9 "$(cat "$vm/pid")" ;;
     delete) rm -rf "$vm" ;;
+    cp) cat "$3" > "$lab/copied"; stat -c %a "$3" > "$lab/mode" ;;
+    egress-events) [ "$fault" = some ] && echo '[{"operation":"connect","dest":"10.9.9.2:7000"}]'; true ;;
 esac
 "#;
+
+fn new_lease(machine: &str) -> NewLease {
+    let record = LaunchRecord::default();
+    let (place, launch) = (place(&record), record.json());
+    NewLease { machine: machine.into(), artifact: "key".into(), place, launch }
+}
 
 struct Lab {
     dir: tempfile::TempDir,
     store: Store,
     warnings: Mutex<Vec<String>>,
+    notes: Mutex<Vec<String>>,
     signal: AtomicI32,
 }
 
 impl Reporter for Lab {
     fn report(&self, event: Event<'_>) {
-        if let Event::Warn { text } = event {
-            self.warnings.lock().unwrap().push(text.to_owned());
+        match event {
+            Event::Warn { text } => self.warnings.lock().unwrap().push(text.to_owned()),
+            Event::Note { text } => self.notes.lock().unwrap().push(text.to_owned()),
+            _ => {}
         }
     }
 }
@@ -71,7 +88,13 @@ impl Lab {
     fn new(faults: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store"), OpenOptions::default()).unwrap();
-        let lab = Self { dir, store, warnings: Mutex::default(), signal: AtomicI32::new(0) };
+        let lab = Self {
+            dir,
+            store,
+            warnings: Mutex::default(),
+            notes: Mutex::default(),
+            signal: AtomicI32::new(0),
+        };
         for (name, text) in
             [("smolvm", FAKE), ("a.smolmachine", "x"), ("cpuinfo", "flags : svm\n"), ("kvm", "")]
         {
@@ -93,9 +116,16 @@ impl Lab {
     fn spec(&self, command: &[&str]) -> LaunchSpec {
         LaunchSpec {
             agent: "lab".into(),
+            backend: Backend::Smolvm,
             image: None,
-            artifact: Some(Artifact { key: "key".into(), path: self.at("a.smolmachine") }),
+            artifact: Some(Artifact {
+                key: "key".into(),
+                path: self.at("a.smolmachine"),
+                sha256: Digest::of(b"x"),
+            }),
             machine_name: crate::machine_name("lab"),
+            name_chosen: false,
+            image_env: vec![],
             command: command.iter().map(ToString::to_string).collect(),
             env: vec![],
             secrets: vec![],
@@ -106,6 +136,9 @@ impl Lab {
             volumes: vec![],
             ports: vec![],
             egress: Egress { allow_cidr: vec!["10.0.0.2/32".into()], ..Egress::default() },
+            sidecar: None,
+            prompt: None,
+            keep: false,
             io: ExecIo::Stream,
         }
     }
@@ -125,11 +158,13 @@ impl Lab {
         let bounds = Bounds {
             create: short,
             start: short,
+            sidecar: short,
             grace: Duration::ZERO,
             stop: short,
             gone: Duration::from_millis(200),
             delete: short,
             query: Duration::from_secs(5),
+            engine: Duration::from_secs(5),
         };
         let host = Host {
             cpuinfo: self.at("cpuinfo"),
@@ -137,19 +172,18 @@ impl Lab {
             groups: self.at("group"),
             drops_user: false,
         };
-        Launcher::new(Cli::new(&runtime).unwrap(), &self.store, self, self)
-            .with_host(host)
-            .with_bounds(bounds)
+        let tools = Tools { smolvm: Some(Cli::new(&runtime).unwrap()), engine: None };
+        Launcher::new(tools, &self.store, self, self).with_host(Some(host)).with_bounds(bounds)
     }
 
     fn run(&self, command: &[&str]) -> Result<i32> {
-        self.launcher().run(self.spec(command))
+        self.launcher().run(&self.spec(command))
     }
 
     /// The commands that the fake was given, without the questions.
     fn steps(&self) -> Vec<String> {
         let at = fs::read_to_string(self.at("at")).unwrap_or_default();
-        let asked = ["status", "data-dir", "ls"];
+        let asked = ["status", "data-dir", "ls", "egress-events"];
         at.lines().filter(|step| !asked.contains(step)).map(str::to_owned).collect()
     }
 
@@ -157,7 +191,7 @@ impl Lab {
     fn assert_clean(&self) {
         let machines = fs::read_dir(self.at("vms")).map_or(0, Iterator::count);
         assert_eq!(machines, 0, "machines are left");
-        let left = crate::process::Process::with_argument_below(self.dir.path());
+        let left = Process::with_argument_below(self.dir.path());
         assert!(left.is_empty(), "processes are left: {left:?}");
     }
 
@@ -168,7 +202,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for process in crate::process::Process::with_argument_below(self.dir.path()) {
+        for process in Process::with_argument_below(self.dir.path()) {
             process.kill();
         }
     }
@@ -190,12 +224,12 @@ fn every_call_names_the_machine_and_create_carries_the_options() {
     let lab = Lab::new(&[]);
     let spec = LaunchSpec { env: vec![("K".into(), "v".into())], ..lab.spec(&["true"]) };
     let name = spec.machine_name.clone();
-    assert_eq!(lab.launcher().run(spec).unwrap(), 0);
+    assert_eq!(lab.launcher().run(&spec).unwrap(), 0);
     let calls = fs::read_to_string(lab.at("calls")).unwrap();
     let first = calls.lines().next().unwrap();
     let artifact = lab.at("a.smolmachine");
     let expected = format!(
-        "machine create --name {name} --from {} --cpus 1 --allow-cidr 10.0.0.2/32 -e K=v --label {}=launch",
+        "machine create --name {name} --from {} --cpus 1 --allow-cidr 10.0.0.2/32 -e K=v --label {}={name}",
         artifact.display(),
         crate::LABEL
     );
@@ -260,47 +294,76 @@ fn a_delete_that_lies_fails_or_hangs_is_a_warning_with_a_remedy_and_the_exit_cod
 }
 
 #[test]
+fn a_step_that_says_it_did_and_did_not_is_noticed() {
+    for fault in ["create=lie", "start=lie"] {
+        let lab = Lab::new(&[fault]);
+        let error = lab.run(&["true"]).unwrap_err();
+        assert!(matches!(error, LaunchError::MachineDied(_) | LaunchError::Smolvm(_)), "{fault}: {error}");
+        lab.assert_clean();
+    }
+}
+
+#[test]
 fn a_machine_that_dies_under_the_command_is_no_exit_code() {
     let lab = Lab::new(&["exec=die"]);
     assert!(matches!(lab.run(&["true"]), Err(LaunchError::MachineDied(_))));
     lab.assert_clean();
 }
 
+/// Each step, each signal, again and again: nothing is ever left.
 #[test]
 fn a_signal_at_any_step_takes_everything_down_in_time_and_gives_128_plus_n() {
-    for (step, fault) in [("create", "create=late"), ("start", "start=hang"), ("exec", "")] {
-        for signal in [2, 15, 1] {
-            let lab = Lab::new(&[fault]);
-            let code = std::thread::scope(|scope| {
-                let launch = scope.spawn(|| {
-                    let code = lab.run(&["sleep", "600"]).unwrap();
-                    (code, Instant::now())
-                });
-                while !lab.steps().iter().any(|at| at == step) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                lab.signal.store(signal, Ordering::SeqCst);
-                let sent = Instant::now();
-                let (code, ended) = launch.join().unwrap();
-                assert!(ended - sent < Duration::from_secs(10), "{step}");
-                code
+    const TRIALS: u64 = 20;
+    let trial = |step: &str, fault: &str, signal: i32, trial: u64| {
+        let lab = Lab::new(&[fault]);
+        let code = std::thread::scope(|scope| {
+            let launch = scope.spawn(|| {
+                let code = lab.run(&["sleep", "600"]).unwrap();
+                (code, Instant::now())
             });
-            assert_eq!(code, 128 + signal, "{step}");
-            lab.assert_clean();
-            assert_eq!(lab.warnings(), [""; 0], "{step}");
+            while !lab.steps().iter().any(|at| at == step) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Another moment of the step each time.
+            std::thread::sleep(Duration::from_millis(trial * 7 % 50));
+            lab.signal.store(signal, Ordering::SeqCst);
+            let sent = Instant::now();
+            let (code, ended) = launch.join().unwrap();
+            assert!(ended - sent < Duration::from_secs(10), "{step}");
+            code
+        });
+        assert_eq!(code, 128 + signal, "{step}");
+        lab.assert_clean();
+        assert_eq!(lab.warnings(), [""; 0], "{step}");
+    };
+    std::thread::scope(|scope| {
+        // What hangs is killed after a second: many wait at the same time.
+        for number in 0..TRIALS {
+            for (step, fault) in [("create", "create=late"), ("start", "start=hang"), ("exec", "")] {
+                let trial = &trial;
+                scope.spawn(move || {
+                    for signal in [2, 15, 1] {
+                        trial(step, fault, signal, number);
+                    }
+                });
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn a_panic_in_the_middle_takes_everything_down() {
     let lab = Lab::new(&[]);
     let launcher = lab.launcher();
-    let plan = Plan::resolve(lab.spec(&["true"]), &launcher.cli).unwrap();
+    let spec = lab.spec(&["true"]);
+    let plan = Plan::resolve(&spec, &launcher.tools).unwrap();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let machine = Machine::new(&launcher.cli, &plan.create.name, &launcher.bounds);
+        let name = plan.machine.clone();
+        let guest = launcher.guest(Backend::Smolvm, &name).unwrap();
+        let mut lease = lab.store.lease(new_lease(&name)).unwrap().unwrap();
         let mut undo = UndoStack::new(&lab);
-        launcher.bring_up(&plan, &machine, &mut undo).unwrap();
+        let mut forwards = Forwards::bind(&[]).unwrap();
+        launcher.bring_up(&spec, plan, guest.as_ref(), &mut lease, &mut undo, &mut forwards).unwrap();
         panic!("on purpose");
     }));
     assert!(result.is_err());
@@ -329,19 +392,19 @@ fn what_a_killed_launcher_left_is_removed_by_the_next_launch_and_only_that() {
     let launcher = lab.launcher();
     let up = |name: &str| {
         let spec = LaunchSpec { machine_name: name.into(), ..lab.spec(&["true"]) };
-        let plan = Plan::resolve(spec, &launcher.cli).unwrap();
-        let limits = || Limits::within(Duration::from_secs(5));
-        launcher.cli.create(&plan.create, limits()).unwrap();
-        launcher.cli.start(name, limits()).unwrap();
+        let plan = Plan::resolve(&spec, &launcher.tools).unwrap();
+        let guest = launcher.guest(Backend::Smolvm, name).unwrap();
+        guest.create(&plan, &lab).unwrap();
+        guest.start(&lab).unwrap();
     };
     // A launcher that is killed leaves its lease unlocked; one that lives has it.
-    drop(lab.store.lease("left", "key", &place()).unwrap());
+    drop(lab.store.lease(new_lease("left")).unwrap().unwrap());
     up("left");
-    let alive = lab.store.lease("alive", "key", &place()).unwrap();
+    let alive = lab.store.lease(new_lease("alive")).unwrap().unwrap();
     up("alive");
     up("foreign");
     // Killed while smolvm makes the machine, which goes on with that.
-    drop(lab.store.lease("slow", "key", &place()).unwrap());
+    drop(lab.store.lease(new_lease("slow")).unwrap().unwrap());
     lab.fault(&["create=late"]);
     #[expect(clippy::disallowed_methods, reason = "stands for a launcher that was killed")]
     let mut slow = std::process::Command::new(lab.at("smolvm"));
@@ -353,7 +416,7 @@ fn what_a_killed_launcher_left_is_removed_by_the_next_launch_and_only_that() {
     }
     lab.fault(&[]);
     // Killed between its lease and the machine.
-    drop(lab.store.lease("never-made", "key", &place()).unwrap());
+    drop(lab.store.lease(new_lease("never-made")).unwrap().unwrap());
     assert_eq!(lab.run(&["true"]).unwrap(), 0);
     let machines = |lab: &Lab| {
         let mut names: Vec<_> =
@@ -388,6 +451,119 @@ fn the_artifact_is_locked_for_as_long_as_the_machine_is_there() {
         assert_eq!(launch.join().unwrap(), 0);
     });
     assert!(!is_locked(&lab.at("store/locks/use-key")));
+}
+
+#[test]
+fn refused_connections_are_shown_when_the_command_fails_and_only_then() {
+    let lab = Lab::new(&["egress-events=some"]);
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    assert!(lab.notes.lock().unwrap().is_empty());
+    assert_eq!(lab.run(&["false"]).unwrap(), 1);
+    let notes = lab.notes.lock().unwrap().clone();
+    assert!(notes.len() == 1 && notes[0].contains("10.9.9.2:7000 (connect)"), "{notes:?}");
+}
+
+#[test]
+fn a_prompt_is_private_here_readable_there_and_gone_afterwards() {
+    use std::os::unix::fs::MetadataExt;
+    let lab = Lab::new(&[]);
+    let prompt = || Some(Prompt { from: "p".into(), text: b"do it".to_vec() });
+    let spec = LaunchSpec { prompt: prompt(), ..lab.spec(&["sh", "-c", "exit 0"]) };
+    assert_eq!(lab.launcher().run(&spec).unwrap(), 0);
+    assert_eq!(fs::read(lab.at("copied")).unwrap(), b"do it");
+    assert_eq!(fs::read(lab.at("mode")).unwrap(), b"600\n");
+    assert_eq!(lab.steps(), ["create", "start", "cp", "exec", "stop", "delete"]);
+    // Without one: the file is there, and empty.
+    let name = lab.spec(&[]).machine_name;
+    let path = lab.at("store/launches").join(&name).join("prompt");
+    let script = format!("stat -c '%a %s' {} > {}", path.display(), lab.at("seen").display());
+    let spec = LaunchSpec { machine_name: name, ..lab.spec(&["sh", "-c", &script]) };
+    assert_eq!(lab.launcher().run(&spec).unwrap(), 0);
+    assert_eq!(fs::read(lab.at("seen")).unwrap(), b"600 0\n");
+    assert_eq!(fs::metadata(lab.at("store/launches")).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(fs::read_dir(lab.at("store/launches")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_machine_that_is_kept_stays_until_it_is_removed_and_can_be_found() {
+    let lab = Lab::new(&[]);
+    let launcher = lab.launcher();
+    let spec = LaunchSpec { keep: true, ..lab.spec(&["sh", "-c", "exit 3"]) };
+    assert_eq!(launcher.run(&spec).unwrap(), 3);
+    let kept = crate::find(&lab.store, "lab-").unwrap();
+    assert_eq!(
+        (kept.machine.as_str(), kept.ended, kept.attended),
+        (spec.machine_name.as_str(), Some(3), false)
+    );
+    assert_eq!(launcher.state(&kept).unwrap(), Some(State::Running));
+    // Another launch comes and goes, and does not touch it.
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    let request = |words: &[&str]| ExecRequest {
+        command: words.iter().map(ToString::to_string).collect(),
+        ..ExecRequest::default()
+    };
+    assert_eq!(launcher.exec(&kept, request(&["sh", "-c", "exit 9"]), ExecIo::Stream).unwrap(), 9);
+    assert!(matches!(launcher.remove(&kept, false), Err(LaunchError::Running(_))));
+    launcher.stop(&kept).unwrap();
+    assert!(matches!(
+        launcher.exec(&kept, request(&["true"]), ExecIo::Stream),
+        Err(LaunchError::NotRunning(_))
+    ));
+    launcher.remove(&kept, false).unwrap();
+    lab.assert_clean();
+    let error = crate::find(&lab.store, "lab-").unwrap_err().to_string();
+    assert!(error.contains("there is none at all"), "{error}");
+    // One whose bring-up fails is not kept.
+    lab.fault(&["start=fail"]);
+    assert!(launcher.run(&spec).is_err());
+    lab.assert_clean();
+}
+
+#[test]
+fn a_name_that_means_several_machines_names_them() {
+    let lab = Lab::new(&[]);
+    let leases = ["smolcellar-a-x", "smolcellar-a-y", "smolcellar-a-xy"]
+        .map(|name| lab.store.lease(new_lease(name)).unwrap().unwrap());
+    let error = crate::find(&lab.store, "a-x").unwrap_err().to_string();
+    assert!(error.contains("smolcellar-a-x, smolcellar-a-xy"), "{error}");
+    assert_eq!(crate::find(&lab.store, "smolcellar-a-x").unwrap().machine, "smolcellar-a-x");
+    assert_eq!(crate::find(&lab.store, "a-y").unwrap().machine, "smolcellar-a-y");
+    assert!(crate::find(&lab.store, "").is_err() && crate::find(&lab.store, "b").is_err());
+    drop(leases);
+}
+
+#[test]
+fn a_chosen_name_that_is_taken_is_refused_and_its_machine_is_not_touched() {
+    let lab = Lab::new(&[]);
+    fs::create_dir_all(lab.at("vms/mine")).unwrap();
+    let spec = LaunchSpec { machine_name: "mine".into(), name_chosen: true, ..lab.spec(&["true"]) };
+    assert!(matches!(lab.launcher().run(&spec), Err(LaunchError::NameTaken(_))));
+    assert!(lab.at("vms/mine").exists() && lab.steps().is_empty(), "{:?}", lab.steps());
+    assert!(lab.store.leases().unwrap().is_empty());
+    // By another launch that is under way.
+    fs::remove_dir(lab.at("vms/mine")).unwrap();
+    let _lease = lab.store.lease(new_lease("mine")).unwrap().unwrap();
+    assert!(matches!(lab.launcher().run(&spec), Err(LaunchError::NameTaken(_))));
+}
+
+#[test]
+fn what_is_anothers_by_its_label_is_never_stopped_or_deleted() {
+    let lab = Lab::new(&[]);
+    fs::create_dir_all(lab.at("vms/theirs")).unwrap();
+    fsio::write_atomic(lab.dir.path(), &lab.at("vms/theirs/foreign"), b"").unwrap();
+    // A launcher that was killed as soon as it had its lease.
+    drop(lab.store.lease(new_lease("theirs")).unwrap().unwrap());
+    assert_eq!(lab.run(&["true"]).unwrap(), 0);
+    assert!(lab.at("vms/theirs").exists() && lab.store.leases().unwrap().is_empty());
+    fs::remove_dir_all(lab.at("vms/theirs")).unwrap();
+}
+
+#[test]
+fn output_without_end_of_a_step_ends_the_step() {
+    let lab = Lab::new(&["create=flood"]);
+    let error = lab.run(&["true"]).unwrap_err().to_string();
+    assert!(error.contains("longer than") || error.contains("did not end"), "{error}");
+    lab.assert_clean();
 }
 
 /// By the kernel's own list (`/proc/locks`), which names the inode.

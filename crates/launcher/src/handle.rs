@@ -1,137 +1,230 @@
-//! A machine of this launch: run in it, take it down.
-//!
-//! Its death is looked at, not believed: some versions of smolvm report a
-//! stop that did not happen, or delete a machine and leave its process.
+//! Launches that are there, by their leases: what is in them, and what can be
+//! done with them from another process.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use smolcellar_smolvm::{Cli, ExecIo, ExecRequest, Limits, MachineState};
+use smolcellar_run::{ExecIo, Limits};
+use smolcellar_smolvm::ExecRequest;
+use smolcellar_store::{SeenLease, Store};
 
-use crate::bringup::Bounds;
+use crate::bringup::{Launcher, check_secrets};
+use crate::container;
 use crate::error::{LaunchError, Result};
-use crate::process::{Process, wait_gone};
-use crate::signals::Interrupt;
+use crate::guest::{State, Transfer};
+use crate::record::{LaunchRecord, is_here};
+use crate::sidecar::container_name;
+use crate::spec::Backend;
 
-/// How long a killed process has to vanish.
-const KILLED: Duration = Duration::from_secs(1);
+/// How long a copy may take.
+const COPY: Duration = Duration::from_secs(3600);
+/// How long the launcher of a machine that was stopped has to take it down.
+const LAUNCHER: Duration = Duration::from_secs(30);
 
-pub(crate) struct Machine<'a> {
-    cli: &'a Cli,
-    name: &'a str,
-    bounds: &'a Bounds,
-    /// Where smolvm keeps it, once that was asked.
-    data_dir: RefCell<Option<PathBuf>>,
+/// What all machines' names begin with, and nobody wants to type.
+const PREFIX: &str = "smolcellar-";
+
+/// A launch that is there.
+#[derive(Debug, Clone)]
+pub struct Launched {
+    /// The machine's name.
+    pub machine: String,
+    /// The agent.
+    pub agent: String,
+    /// What runs it.
+    pub backend: Backend,
+    /// The key of the artifact that it was made from.
+    pub artifact: String,
+    /// What it was launched for.
+    pub command: Vec<String>,
+    /// The process that launched it, as it was then.
+    pub pid: u32,
+    /// When, by the clock of then.
+    pub since: SystemTime,
+    /// Whether its launcher lives: its command is at work, or about to be.
+    pub attended: bool,
+    /// The exit code of its command, if that has ended.
+    pub ended: Option<i32>,
+    /// What it prints, if it was launched in the background.
+    pub log: PathBuf,
+    /// Whether it is among the machines that this process can see.
+    pub here: bool,
+    kept: bool,
+    record: LaunchRecord,
 }
 
-impl<'a> Machine<'a> {
-    pub(crate) fn new(cli: &'a Cli, name: &'a str, bounds: &'a Bounds) -> Self {
-        Self { cli, name, bounds, data_dir: RefCell::new(None) }
-    }
-
-    /// Runs a command; its exit code.
-    pub(crate) fn exec(&self, request: &ExecRequest, io: ExecIo, interrupt: &dyn Interrupt) -> Result<i32> {
-        let limits = Limits { timeout: None, cancel: &AsCancel(interrupt) };
-        let code = self.cli.exec(self.name, request, io, limits)?;
-        // smolvm's own failures end with 1 as well.
-        if code == 1 && self.is_down() {
-            return Err(LaunchError::MachineDied(self.name.to_owned()));
+impl Launched {
+    fn of(store: &Store, seen: SeenLease) -> Self {
+        let record = LaunchRecord::read(&seen.record);
+        Self {
+            here: is_here(&seen.record),
+            log: store.launch_dir(&seen.record.machine).join("log"),
+            machine: seen.record.machine,
+            agent: record.agent.clone(),
+            backend: record.backend,
+            artifact: seen.record.artifact,
+            command: record.command.clone(),
+            since: SystemTime::UNIX_EPOCH + Duration::from_secs(seen.record.since),
+            pid: seen.record.pid,
+            attended: seen.attended,
+            ended: seen.record.ended,
+            kept: seen.record.kept,
+            record,
         }
-        Ok(code)
     }
 
-    fn is_down(&self) -> bool {
-        let info = self.cli.status(self.name, self.query());
-        info.is_ok_and(|info| {
-            info.is_none_or(|info| matches!(info.state, MachineState::Stopped | MachineState::Created))
-        })
+    /// Whether its machine is up and to stay when its launcher ends.
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
-    /// Stops it: asks smolvm, then sees to it that no process is left.
-    pub(crate) fn stop(&self) -> Result<(), String> {
-        let (running, mut processes) = self.processes();
-        let mut answer = Ok(());
-        if running || !processes.is_empty() {
-            answer = self.cli.stop(self.name, self.bounds.grace, Limits::within(self.bounds.stop));
-            processes.extend(self.processes().1);
+    /// Whether the container engine has a part in it.
+    pub fn needs_engine(&self) -> bool {
+        self.record.needs_engine()
+    }
+
+    /// The container engine's client that it was launched with.
+    pub fn engine(&self) -> Option<&str> {
+        self.record.engine.as_deref()
+    }
+}
+
+/// All launches, by their machines' names.
+///
+/// # Errors
+/// [`LaunchError::Store`].
+pub fn launches(store: &Store) -> Result<Vec<Launched>> {
+    Ok(store.leases()?.into_iter().map(|seen| Launched::of(store, seen)).collect())
+}
+
+/// The launch whose machine has this name, or the only one whose name begins
+/// like that, with or without "smolcellar-".
+///
+/// # Errors
+/// [`LaunchError::NoMachine`], [`LaunchError::Ambiguous`], [`LaunchError::Store`].
+pub fn find(store: &Store, wanted: &str) -> Result<Launched> {
+    let all = launches(store)?;
+    if let Some(exact) = all.iter().find(|launched| launched.machine == wanted) {
+        return Ok(exact.clone());
+    }
+    let begins = |launched: &&Launched| {
+        let name = &launched.machine;
+        let short = name.strip_prefix(PREFIX).unwrap_or(name);
+        !wanted.is_empty() && (name.starts_with(wanted) || short.starts_with(wanted))
+    };
+    let found: Vec<&Launched> = all.iter().filter(begins).collect();
+    let names = |of: &[&Launched]| of.iter().map(|launched| launched.machine.clone()).collect();
+    match found.as_slice() {
+        [one] => Ok((*one).clone()),
+        [] => {
+            let known = names(&all.iter().collect::<Vec<_>>());
+            Err(LaunchError::NoMachine { wanted: wanted.to_owned(), known })
         }
-        // That smolvm failed to stop it matters only if it is not dead.
-        end(processes, self.bounds.gone).map_err(|left| match answer {
-            Ok(()) => left,
-            Err(error) => format!("{left}; {error}"),
-        })
+        several => Err(LaunchError::Ambiguous { wanted: wanted.to_owned(), candidates: names(several) }),
+    }
+}
+
+impl Launcher<'_> {
+    /// What the guest of a launch is doing; `None`: there is none.
+    ///
+    /// # Errors
+    /// [`LaunchError::NoTool`], [`LaunchError::Smolvm`], [`LaunchError::Engine`].
+    pub fn state(&self, launched: &Launched) -> Result<Option<State>> {
+        self.guest(launched.backend, &launched.machine)?.state()
     }
 
-    /// Deletes it. That there is none, or no more, is no error.
-    pub(crate) fn delete(&self) -> Result<(), String> {
-        let mut problem = String::new();
-        for _ in 0..2 {
-            let processes = self.processes().1;
-            match self.cli.status(self.name, self.query()) {
-                Ok(None) => return end(processes, self.bounds.gone),
-                Ok(Some(_)) => {}
-                Err(error) => problem = error.to_string(),
-            }
-            if let Err(error) = self.cli.delete(self.name, Limits::within(self.bounds.delete)) {
-                problem = error.to_string();
-            }
-            end(processes, self.bounds.gone)?;
+    /// Runs a command in a launch's guest; its exit code, or 128 + n when
+    /// signal n ended it. Where and as whom, unless the request says: as the
+    /// artifact says.
+    ///
+    /// # Errors
+    /// [`LaunchError::NotRunning`], [`LaunchError::BadOption`] for a secret that
+    /// is not set, [`LaunchError::MachineDied`], and as [`Launcher::state`].
+    pub fn exec(&self, launched: &Launched, request: ExecRequest, io: ExecIo) -> Result<i32> {
+        check_secrets(&request.secrets)?;
+        let guest = self.guest(launched.backend, &launched.machine)?;
+        if guest.state()? != Some(State::Running) {
+            return Err(LaunchError::NotRunning(launched.machine.clone()));
         }
-        match self.cli.status(self.name, self.query()) {
-            Ok(None) => return end(self.processes().1, self.bounds.gone),
-            Ok(Some(_)) if problem.is_empty() => problem = "smolvm still lists it".into(),
-            Ok(Some(_)) => {}
-            Err(error) => problem = error.to_string(),
-        }
-        Err(format!("{problem}; delete it by hand: `smolvm machine delete -f --name {}`", self.name))
-    }
-
-    /// Whether smolvm says that it may be running, and the living processes
-    /// that it names or that work on its folder.
-    fn processes(&self) -> (bool, Vec<Process>) {
-        let info = self.cli.status(self.name, self.query());
-        let running = match &info {
-            Ok(Some(info)) => !matches!(info.state, MachineState::Stopped | MachineState::Created),
-            Ok(None) => false,
-            // Not knowing, try to stop it.
-            Err(_) => true,
+        let request = ExecRequest {
+            workdir: request.workdir.or_else(|| launched.record.workdir.clone()),
+            user: request.user.or_else(|| launched.record.user.clone()),
+            ..request
         };
-        let named = info.ok().flatten().and_then(|info| info.pid).and_then(Process::find);
-        if self.data_dir.borrow().is_none() {
-            *self.data_dir.borrow_mut() = self.cli.data_dir(self.name, self.query()).ok();
+        let result = guest.exec(&request, io, self.interrupt);
+        match (result, self.interrupt.signal()) {
+            (Err(_), Some(signal)) => Ok(128 + signal),
+            (result, _) => {
+                if !matches!(result, Ok(0)) {
+                    self.report_denials(guest.as_ref());
+                }
+                result
+            }
         }
-        let mut processes: Vec<_> = named.into_iter().collect();
-        if let Some(dir) = self.data_dir.borrow().as_deref() {
-            processes.extend(Process::with_argument_below(dir));
+    }
+
+    /// Copies a file, or with containers a folder too.
+    ///
+    /// # Errors
+    /// [`LaunchError::FolderCopy`], and as [`Launcher::state`].
+    pub fn copy(&self, launched: &Launched, copy: &Transfer) -> Result<()> {
+        let limits = Limits { timeout: Some(COPY), cancel: self.interrupt };
+        self.guest(launched.backend, &launched.machine)?.copy(copy, limits)
+    }
+
+    /// Ends all that runs in a launch's guest, and its sidecar. If a launcher
+    /// waits for it, that one takes everything down.
+    ///
+    /// # Errors
+    /// [`LaunchError::Left`].
+    pub fn stop(&self, launched: &Launched) -> Result<()> {
+        let left = |problem| LaunchError::Left { machine: launched.machine.clone(), problem };
+        let guest = self.guest(launched.backend, &launched.machine)?;
+        let stopped = guest.stop();
+        // A launcher that takes it down at the same time may be quicker.
+        if guest.state()? == Some(State::Running) {
+            stopped.map_err(left)?;
         }
-        // smolvm itself at work on it, for a launcher that was killed: a
-        // `create` that goes on would bring the machine back.
-        processes.extend(Process::of_program(self.cli.program(), self.name));
-        processes.dedup();
-        (running, processes)
+        if launched.record.sidecar {
+            let name = container_name(&launched.machine);
+            container::stop(self.tools.engine()?, &name, &launched.machine, self.bounds.grace, &self.bounds)
+                .map_err(left)?;
+        }
+        Ok(())
     }
 
-    fn query(&self) -> Limits<'static> {
-        Limits::within(self.bounds.query)
-    }
-}
-
-/// Gives the processes some time to end by themselves, then kills them.
-fn end(processes: Vec<Process>, within: Duration) -> Result<(), String> {
-    let left = wait_gone(processes, within);
-    left.iter().for_each(|process| process.kill());
-    match wait_gone(left, KILLED).first() {
-        None => Ok(()),
-        Some(process) => Err(format!("its process {} cannot be killed", process.pid())),
-    }
-}
-
-/// The one trait object where the other is wanted.
-pub(crate) struct AsCancel<'a>(pub(crate) &'a dyn Interrupt);
-
-impl smolcellar_smolvm::Cancel for AsCancel<'_> {
-    fn cancelled(&self) -> bool {
-        self.0.cancelled()
+    /// Takes a launch down, with all it has.
+    ///
+    /// # Errors
+    /// [`LaunchError::Running`] unless `force`; [`LaunchError::Left`].
+    pub fn remove(&self, launched: &Launched, force: bool) -> Result<()> {
+        let name = &launched.machine;
+        if !force && (launched.attended || self.state(launched)? == Some(State::Running)) {
+            return Err(LaunchError::Running(name.clone()));
+        }
+        let left = |problem: String| LaunchError::Left { machine: name.clone(), problem };
+        if launched.attended {
+            self.stop(launched)?;
+        }
+        let began = Instant::now();
+        loop {
+            if let Some(lease) = self.store.orphaned_lease(name)? {
+                self.take_down(name, &launched.record).map_err(left)?;
+                self.end(lease);
+                return Ok(());
+            }
+            if !self.store.leases()?.iter().any(|seen| seen.record.machine == *name) {
+                // Its launcher did it.
+                return Ok(());
+            }
+            if began.elapsed() > LAUNCHER {
+                let pid = launched.pid;
+                return Err(left(format!(
+                    "its launcher has not done it within {} s; end that first (`kill {pid}`)",
+                    LAUNCHER.as_secs()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }

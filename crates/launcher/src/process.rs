@@ -46,12 +46,25 @@ impl Process {
         .collect()
     }
 
-    /// Every living process that is `program`, or an interpreter of it, and has
-    /// the argument `word`. None where there is no `/proc`.
-    pub(crate) fn of_program(program: &Path, word: &str) -> Vec<Self> {
+    /// Every living process that is `program`, or an interpreter of it, at work
+    /// on the machine `name`: `--name NAME`, or in older versions the word after
+    /// `create` or `delete`. What a guest's command has behind `--` does not
+    /// count. None where there is no `/proc`.
+    pub(crate) fn of_program(program: &Path, name: &str) -> Vec<Self> {
         Self::matching(|words| {
             words.iter().take(2).any(|first| *first == program.as_os_str().as_bytes())
+                && is_about(words, name.as_bytes())
+        })
+    }
+
+    /// Of these, the ones whose command is none of `commands`.
+    pub(crate) fn of_program_but(program: &Path, word: &str, commands: &[&str]) -> Vec<Self> {
+        Self::matching(|words| {
+            // The interpreter, the program, its command.
+            let beginning = words.get(..words.len().min(3)).unwrap_or_default();
+            beginning.iter().take(2).any(|first| *first == program.as_os_str().as_bytes())
                 && words.contains(&word.as_bytes())
+                && !commands.iter().any(|command| beginning.contains(&command.as_bytes()))
         })
     }
 
@@ -88,6 +101,11 @@ fn is_below(argument: &[u8], dir: &[u8]) -> bool {
     argument.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
+fn is_about(words: &[&[u8]], name: &[u8]) -> bool {
+    let own = words.split(|word| *word == b"--").next().unwrap_or_default();
+    own.windows(2).any(|pair| matches!(pair, [b"--name" | b"create" | b"delete", word] if *word == name))
+}
+
 /// The start time in `/proc/<pid>/stat` (proc(5): field 22), `None` for a dead
 /// process. The name, field 2, may contain anything but ends at the last `)`.
 fn parse_stat(stat: &str) -> Option<u64> {
@@ -119,6 +137,16 @@ mod tests {
         assert_eq!(parse_stat(&stat("S")), Some(4242));
         assert_eq!(parse_stat(&stat("Z")), None);
         assert_eq!(parse_stat("garbage"), None);
+    }
+
+    #[test]
+    fn only_smolvms_own_words_say_which_machine_it_is_about() {
+        let about = |line: &str| is_about(&line.split(' ').map(str::as_bytes).collect::<Vec<_>>(), b"test");
+        assert!(
+            about("smolvm machine exec --name test -- cargo") && about("smolvm machine create test --from x")
+        );
+        assert!(!about("smolvm machine exec --name other -- cargo test"));
+        assert!(!about("smolvm machine exec --name other -- x --name test"));
     }
 
     #[test]

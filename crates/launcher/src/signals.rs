@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use signal_hook::SigId;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use smolcellar_smolvm::Cancel;
+use smolcellar_run::Cancel;
 
 use crate::error::{LaunchError, Result};
 

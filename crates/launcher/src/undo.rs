@@ -31,6 +31,11 @@ impl<'a> UndoStack<'a> {
         self.steps.push(Step { name: name.into(), undo: Box::new(undo) });
     }
 
+    /// Lets everything stay.
+    pub(crate) fn forget(&mut self) {
+        self.steps.clear();
+    }
+
     /// Runs every step; how many failed. Each failure is also a warning.
     pub(crate) fn unwind(&mut self) -> usize {
         let mut failed = 0;

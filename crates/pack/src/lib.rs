@@ -12,12 +12,14 @@ mod assets;
 pub mod cut;
 mod error;
 mod index;
+mod layer;
 mod read;
 mod write;
 
 pub use assets::{AgentRootfs, MachineSpec};
 pub use error::{PackError, Result};
 pub use index::{Frame, FrameIndex, INDEX_VERSION};
+pub use layer::with_layer;
 pub use read::{Artifact, read};
 pub use write::{Packed, pack, zstd_version};
 

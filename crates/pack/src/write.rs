@@ -418,6 +418,9 @@ mod tests {
             } else if name.ends_with(".tar") {
                 assert_eq!(name, manifest.assets.layers[0].path);
                 assert_eq!(data.len() as u64, manifest.assets.layers[0].size);
+                let mut streamed = Vec::new();
+                crate::with_layer(&path, |from| from.read_to_end(&mut streamed)).unwrap().unwrap();
+                assert!(streamed == data);
                 let mut inner = tar::Archive::new(&data[..]);
                 let mut left: BTreeMap<_, _> = files.iter().cloned().collect();
                 for entry in inner.entries().unwrap() {

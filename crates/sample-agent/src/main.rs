@@ -16,7 +16,7 @@ sample agent
   echo WORD...     print words
   sleep SECONDS    say so, and sleep
   connect A:P...   say which addresses answer; fail if one does not
-  serve PORT       answer on a port, for ever";
+  serve PORT [IP]  answer on a port, of every address or of one, for ever";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
         ["echo", rest @ ..] => say(&rest.join(" ")),
         ["sleep", seconds] => sleep(seconds),
         ["connect", addresses @ ..] => return connect(addresses),
-        ["serve", port] => return serve(port),
+        ["serve", port] => return serve(port, "0.0.0.0"),
+        ["serve", port, address] => return serve(port, address),
         _ => {
             complain(HELP);
             return ExitCode::from(2);
@@ -108,11 +109,9 @@ fn answer(address: &str) -> std::io::Result<String> {
     if text.is_empty() { Err(std::io::Error::other("it hung up")) } else { Ok(text) }
 }
 
-fn serve(port: &str) -> ExitCode {
-    let listener = port.parse::<u16>().map_err(std::io::Error::other).and_then(|port| {
-        // Every address of this machine.
-        TcpListener::bind(("0.0.0.0", port))
-    });
+fn serve(port: &str, address: &str) -> ExitCode {
+    let port_number = port.parse::<u16>().map_err(std::io::Error::other);
+    let listener = port_number.and_then(|port| TcpListener::bind((address, port)));
     match listener {
         Ok(listener) => {
             say(&format!("serving on port {port}"));

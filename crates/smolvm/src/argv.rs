@@ -7,7 +7,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::command::ExecIo;
+use smolcellar_run::ExecIo;
+
 use crate::error::{Error, Result};
 use crate::request::{CreateRequest, ExecRequest};
 use crate::version::{Dialect, Feature, Version};
@@ -146,6 +147,16 @@ impl Speaker {
     pub(crate) fn copy(self, from: &CopyPath, to: &CopyPath) -> Result<Vec<OsString>> {
         let mut args = words(&["machine", "cp"]);
         args.extend([from.argument()?, to.argument()?]);
+        Ok(args)
+    }
+
+    /// A file into a guest, readable for everybody there where that can be said.
+    pub(crate) fn put(self, from: &Path, machine: &str, path: &str) -> Result<Vec<OsString>> {
+        let to = CopyPath::Guest { machine: machine.to_owned(), path: path.to_owned() };
+        let mut args = self.copy(&CopyPath::Host(from.to_owned()), &to)?;
+        if self.version.supports(Feature::CopyMode) {
+            args.extend(words(&["--mode", "444"]));
+        }
         Ok(args)
     }
 

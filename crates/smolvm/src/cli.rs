@@ -1,16 +1,21 @@
 //! One thin function per smolvm command.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smolcellar_run::{ExecIo, Invocation, Limits, RunError, tail};
+
 use crate::argv::{CopyPath, Speaker};
-use crate::command::{ExecIo, Invocation, Limits, tail};
 use crate::error::{Error, Result};
-use crate::parse::{self, MachineInfo};
+use crate::parse::{self, EgressEvent, MachineInfo};
 use crate::request::{CreateRequest, ExecRequest};
 use crate::runtime::Runtime;
 use crate::version::{Dialect, Feature, Version};
+
+/// What smolvm prints on stderr at every call when its file is not named
+/// `smolvm`: it takes itself for a packed program without its pack.
+const STRAY_NOTE: &[u8] = b"note: no packed assets found";
 
 /// What a guest command printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +30,7 @@ pub struct ExecOutput {
 
 /// Drives one smolvm.
 ///
-/// A command that fails is an [`Error::Failed`] with exit code and stderr;
+/// A command that fails is an [`RunError::Failed`] with exit code and stderr;
 /// the two `exec` functions alone return the guest's exit code as a result.
 /// smolvm keeps its machines where it always does, unless
 /// [`Cli::with_data_dir`] says otherwise.
@@ -68,7 +73,7 @@ impl Cli {
         exec: &ExecRequest,
         io: ExecIo,
         grace: Duration,
-    ) -> Result<Vec<Vec<OsString>>> {
+    ) -> Result<[Vec<OsString>; 5]> {
         let (speaker, name) = (self.speaker, create.name.as_str());
         let commands = [
             speaker.create(create)?,
@@ -77,8 +82,19 @@ impl Cli {
             speaker.stop(name, grace)?,
             speaker.delete(name)?,
         ];
-        let whole = |args: Vec<OsString>| [vec![self.program.clone().into_os_string()], args].concat();
-        Ok(commands.into_iter().map(whole).collect())
+        Ok(commands.map(|args| self.whole(args)))
+    }
+
+    /// The command line of [`Cli::put`]. Runs nothing.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn put_line(&self, from: &Path, machine: &str, path: &str) -> Result<Vec<OsString>> {
+        Ok(self.whole(self.speaker.put(from, machine, path)?))
+    }
+
+    fn whole(&self, args: Vec<OsString>) -> Vec<OsString> {
+        [vec![self.program.clone().into_os_string()], args].concat()
     }
 
     /// Keeps everything that smolvm writes under `dir` (`SMOLVM_DATA_DIR`,
@@ -107,10 +123,11 @@ impl Cli {
     /// `machine create --from ARTIFACT`: needs no virtualisation.
     ///
     /// # Errors
-    /// [`Error::Failed`], [`Error::TimedOut`], [`Error::Cancelled`],
+    /// [`RunError::Failed`], [`RunError::TimedOut`], [`RunError::Cancelled`],
     /// [`Error::Unsupported`], [`Error::Argument`]; so for all that follow.
     pub fn create(&self, request: &CreateRequest, limits: Limits<'_>) -> Result<()> {
-        self.run("machine create", self.speaker.create(request)?).succeed(limits).map(drop)
+        self.run("machine create", self.speaker.create(request)?).succeed(limits)?;
+        Ok(())
     }
 
     /// `machine start`: returns once the guest's agent answers.
@@ -118,7 +135,8 @@ impl Cli {
     /// # Errors
     /// See [`Cli::create`].
     pub fn start(&self, name: &str, limits: Limits<'_>) -> Result<()> {
-        self.run("machine start", self.speaker.start(name)?).succeed(limits).map(drop)
+        self.run("machine start", self.speaker.start(name)?).succeed(limits)?;
+        Ok(())
     }
 
     /// `machine exec` with our streams; the guest's exit code, or 128 + n when
@@ -128,9 +146,9 @@ impl Cli {
     /// guest's; ask [`Cli::status`] when that matters.
     ///
     /// # Errors
-    /// See [`Cli::create`], without [`Error::Failed`].
+    /// See [`Cli::create`], without [`RunError::Failed`].
     pub fn exec(&self, name: &str, request: &ExecRequest, io: ExecIo, limits: Limits<'_>) -> Result<i32> {
-        self.run("machine exec", self.speaker.exec(name, request, Some(io))?).stream(io, limits)
+        Ok(self.run("machine exec", self.speaker.exec(name, request, Some(io))?).stream(io, limits)?)
     }
 
     /// `machine exec` without input, keeping its output, which may have
@@ -152,7 +170,8 @@ impl Cli {
     /// # Errors
     /// See [`Cli::create`].
     pub fn stop(&self, name: &str, grace: Duration, limits: Limits<'_>) -> Result<()> {
-        self.run("machine stop", self.speaker.stop(name, grace)?).succeed(limits).map(drop)
+        self.run("machine stop", self.speaker.stop(name, grace)?).succeed(limits)?;
+        Ok(())
     }
 
     /// `machine delete -f`. Success is a claim, as for [`Cli::stop`].
@@ -160,18 +179,19 @@ impl Cli {
     /// # Errors
     /// See [`Cli::create`].
     pub fn delete(&self, name: &str, limits: Limits<'_>) -> Result<()> {
-        self.run("machine delete", self.speaker.delete(name)?).succeed(limits).map(drop)
+        self.run("machine delete", self.speaker.delete(name)?).succeed(limits)?;
+        Ok(())
     }
 
     /// `machine ls`: every machine of this user.
     ///
     /// # Errors
-    /// See [`Cli::create`]; [`Error::Output`].
+    /// See [`Cli::create`]; [`RunError::Output`].
     pub fn list(&self, limits: Limits<'_>) -> Result<Vec<MachineInfo>> {
         let run = self.run("machine ls", self.speaker.list());
         let captured = run.succeed(limits)?;
         parse::machines(&captured.stdout)
-            .map_err(|problem| Error::Output { operation: run.operation, problem })
+            .map_err(|problem| RunError::Output { operation: run.operation, problem }.into())
     }
 
     /// One machine, `None` if there is none of that name. `machine status`
@@ -185,7 +205,7 @@ impl Cli {
         let captured = run.capture(limits)?;
         if captured.status.success() {
             let machine = parse::machine(&captured.stdout)
-                .map_err(|problem| Error::Output { operation: run.operation, problem })?;
+                .map_err(|problem| RunError::Output { operation: run.operation, problem })?;
             return Ok(Some(machine));
         }
         Ok(self.list(limits)?.into_iter().find(|machine| machine.name == name))
@@ -199,8 +219,9 @@ impl Cli {
     pub fn data_dir(&self, name: &str, limits: Limits<'_>) -> Result<PathBuf> {
         let run = self.run("machine data-dir", self.speaker.data_dir(name)?);
         let captured = run.succeed(limits)?;
-        parse::path(&captured.stdout)
-            .ok_or_else(|| Error::Output { operation: run.operation, problem: "no absolute path".into() })
+        parse::path(&captured.stdout).ok_or_else(|| {
+            RunError::Output { operation: run.operation, problem: "no absolute path".into() }.into()
+        })
     }
 
     /// `machine logs`: what the machine's workload printed, the last `lines`
@@ -214,14 +235,15 @@ impl Cli {
     }
 
     /// `machine egress-events`: the connections of the guest that were refused,
-    /// the newest last, as smolvm's own JSON tells of them.
+    /// the newest last.
     ///
     /// # Errors
     /// See [`Cli::list`].
-    pub fn egress_events(&self, name: &str, limits: Limits<'_>) -> Result<Vec<u8>> {
-        let captured =
-            self.run("machine egress-events", self.speaker.egress_events(name)?).succeed(limits)?;
-        Ok(captured.stdout)
+    pub fn egress_events(&self, name: &str, limits: Limits<'_>) -> Result<Vec<EgressEvent>> {
+        let run = self.run("machine egress-events", self.speaker.egress_events(name)?);
+        let captured = run.succeed(limits)?;
+        parse::egress_events(&captured.stdout)
+            .map_err(|problem| RunError::Output { operation: run.operation, problem }.into())
     }
 
     /// `machine cp`. An empty path on either side means that there is nothing
@@ -233,25 +255,42 @@ impl Cli {
         if from.is_empty() || to.is_empty() {
             return Ok(());
         }
-        self.run("machine cp", self.speaker.copy(from, to)?).succeed(limits).map(drop)
+        self.run("machine cp", self.speaker.copy(from, to)?).succeed(limits)?;
+        Ok(())
+    }
+
+    /// `machine cp` of a file into the guest, where everybody may read it.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn put(&self, from: &Path, machine: &str, path: &str, limits: Limits<'_>) -> Result<()> {
+        self.run("machine cp", self.speaker.put(from, machine, path)?).succeed(limits)?;
+        Ok(())
     }
 
     fn run(&self, command: &str, args: Vec<OsString>) -> Invocation {
         let operation = format!("smolvm {command}");
-        Invocation { operation, program: self.program.clone(), args, env: self.env.clone() }
+        let stray = prints_stray_note(&self.program).then_some(STRAY_NOTE);
+        Invocation { operation, program: self.program.clone(), args, env: self.env.clone(), stray }
     }
+}
+
+/// smolvm goes by the name of its file; these two are a plain install to it.
+fn prints_stray_note(program: &Path) -> bool {
+    !matches!(program.file_stem().and_then(OsStr::to_str), Some("smolvm" | "smolvm-bin"))
 }
 
 /// `--version` of a program that may be smolvm.
 ///
 /// # Errors
-/// [`Error::Spawn`], [`Error::TimedOut`], [`Error::NoVersion`].
+/// [`RunError::Spawn`], [`RunError::TimedOut`], [`Error::NoVersion`].
 pub(crate) fn version(program: &Path) -> Result<Version> {
     let run = Invocation {
         operation: format!("{} --version", program.display()),
         program: program.to_owned(),
         args: vec!["--version".into()],
         env: vec![],
+        stray: Some(STRAY_NOTE),
     };
     let captured = run.capture(Limits::within(Duration::from_secs(20)))?;
     parse::version(&captured.stdout).filter(|_| captured.status.success()).ok_or_else(|| {

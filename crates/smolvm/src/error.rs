@@ -1,10 +1,8 @@
 //! What can go wrong with smolvm: the operation, the thing and the remedy.
 
-use std::io;
 use std::path::PathBuf;
-use std::process::ExitStatus;
-use std::time::Duration;
 
+use smolcellar_run::RunError;
 use smolcellar_store::{Digest, StoreError};
 
 use crate::version::{Feature, Version};
@@ -101,46 +99,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
-    /// A program could not be started.
-    #[error("cannot run {}: {source}{}", program.display(), spawn_remedy(source))]
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// smolvm said no.
-    #[error("`{operation}` failed ({}): {}", describe(*status), if stderr.is_empty() { "it printed no reason" } else { stderr })]
-    Failed {
-        /// The command without its arguments: `smolvm machine start`.
-        operation: String,
-        /// How it ended.
-        status: ExitStatus,
-        /// What it printed on stderr, its end if that was long.
-        stderr: String,
-    },
-    /// smolvm did not end in time and was killed.
-    #[error("`{operation}` did not end within {:.1} s and was killed", limit.as_secs_f64())]
-    TimedOut {
-        /// The command without its arguments.
-        operation: String,
-        /// The time it had.
-        limit: Duration,
-    },
-    /// The caller changed its mind; the command was killed.
-    #[error("`{operation}` was interrupted")]
-    Cancelled {
-        /// The command without its arguments.
-        operation: String,
-    },
-    /// smolvm printed something that it should not.
-    #[error("cannot understand the output of `{operation}`: {problem}")]
-    Output {
-        /// The command without its arguments.
-        operation: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// smolvm, or pip, did not do what it was told.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// An argument that smolvm would misread.
     #[error("{what} {value:?} {problem}")]
     Argument {
@@ -157,23 +118,5 @@ impl Error {
     /// Wraps an error of reading an archive.
     pub(crate) fn archive(path: &std::path::Path) -> impl Fn(&dyn std::fmt::Display) -> Self + '_ {
         move |problem| Self::Archive { path: path.to_owned(), problem: problem.to_string() }
-    }
-}
-
-fn spawn_remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; make it executable (chmod +x)",
-        io::ErrorKind::NotFound => "; it, or the loader it names, is missing",
-        _ => "",
-    }
-}
-
-/// "exit code 3", "signal 9".
-fn describe(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => status.to_string(),
     }
 }

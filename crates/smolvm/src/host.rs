@@ -5,12 +5,13 @@
 pub fn hypervisor_framework() -> Option<bool> {
     #[cfg(target_os = "macos")]
     {
-        use crate::command::{Invocation, Limits};
+        use smolcellar_run::{Invocation, Limits};
         let run = Invocation {
             operation: "sysctl".into(),
             program: "/usr/sbin/sysctl".into(),
             args: vec!["-n".into(), "kern.hv_support".into()],
             env: vec![],
+            stray: None,
         };
         let captured = run.succeed(Limits::within(std::time::Duration::from_secs(5))).ok()?;
         Some(captured.stdout.trim_ascii() == b"1")

@@ -5,13 +5,12 @@
 //! runtime where the user says, where an installed smolvm is, and in the
 //! store; [`install`] puts the pinned one into the store. [`Cli`] runs it.
 //!
-//! Architecture invariant: every program that this crate starts, it starts in
-//! the module `command`; what smolvm is told is made by pure functions
+//! Architecture invariant: every program that this crate starts, it starts as a
+//! `smolcellar_run::Invocation`, so within bounds; what smolvm is told is made by pure functions
 //! (`argv`), what it says is read by pure functions (`parse`).
 
 mod argv;
 mod cli;
-mod command;
 mod error;
 mod fingerprint;
 mod host;
@@ -31,11 +30,10 @@ mod wheel;
 
 pub use argv::CopyPath;
 pub use cli::{Cli, ExecOutput};
-pub use command::{Cancel, ExecIo, Limits, Never};
 pub use error::{Error, Result};
 pub use host::hypervisor_framework;
 pub use managed::{InstallOptions, install};
-pub use parse::{MachineInfo, MachineState};
+pub use parse::{EgressEvent, MachineInfo, MachineState};
 pub use request::{CreateRequest, ExecRequest, NotationError, Port, Secret, Volume};
 pub use runtime::{Origin, Runtime, RuntimeConfig, find, known};
 pub use verify::{Problem, Verified, verify};
@@ -52,6 +50,7 @@ pub mod fuzzing {
         let _ = crate::parse::version(stdout);
         let _ = crate::parse::machines(stdout);
         let _ = crate::parse::machine(stdout);
+        let _ = crate::parse::egress_events(stdout);
         crate::parse::path(stdout)
     }
 }

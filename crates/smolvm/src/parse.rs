@@ -50,6 +50,22 @@ impl From<String> for MachineState {
     }
 }
 
+/// A connection that smolvm refused to a guest, as `machine egress-events
+/// --json` lists them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct EgressEvent {
+    /// What the guest wanted: "connect".
+    #[serde(default)]
+    pub operation: String,
+    /// Where to.
+    pub dest: String,
+}
+
+/// All events of `machine egress-events --json`.
+pub(crate) fn egress_events(stdout: &[u8]) -> Result<Vec<EgressEvent>, String> {
+    serde_json::from_slice(stdout).map_err(|error| error.to_string())
+}
+
 /// The version in `smolvm 1.32.2`.
 pub(crate) fn version(stdout: &[u8]) -> Option<Version> {
     let text = std::str::from_utf8(stdout).ok()?;
@@ -117,5 +133,13 @@ mod tests {
         }
         assert!(machine(b"[]").is_err());
         assert_eq!(machines(b"[]").unwrap(), []);
+    }
+
+    #[test]
+    fn refused_connections_are_read_in_order() {
+        let list = br#"[{"timestamp":1,"operation":"connect","dest":"10.9.9.2:7000"},{"dest":"1.1.1.1:53","new":{}}]"#;
+        let events = egress_events(list).unwrap();
+        assert_eq!((events[0].operation.as_str(), events[1].dest.as_str()), ("connect", "1.1.1.1:53"));
+        assert!(egress_events(b"{}").is_err() && egress_events(b"").is_err());
     }
 }

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smolcellar_run::{Invocation, Limits, RunError};
 use smolcellar_store::fsio;
 
-use crate::command::{Invocation, Limits};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::wheel::{PINNED_VERSION, Pin};
 
 /// What pip may be called, in the order in which it is tried.
@@ -39,10 +39,10 @@ pub(crate) fn download(pin: &Pin, scratch: &Path) -> Result<Result<PathBuf, Stri
             let wheel = dest.join(pin.file);
             if wheel.is_file() { Ok(wheel) } else { Err(format!("pip did not download {}", pin.file)) }
         }
-        Err(error @ (Error::Failed { .. } | Error::TimedOut { .. } | Error::Spawn { .. })) => {
+        Err(error @ (RunError::Failed { .. } | RunError::TimedOut { .. } | RunError::Spawn { .. })) => {
             Err(error.to_string())
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     })
 }
 
@@ -53,6 +53,7 @@ fn find_pip() -> Option<Invocation> {
             program: program.into(),
             args: args.iter().map(OsString::from).collect(),
             env: vec![],
+            stray: None,
         };
         let mut probe = pip.clone();
         probe.args.push("--version".into());

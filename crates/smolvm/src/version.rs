@@ -127,6 +127,8 @@ pub enum Feature {
     /// `machine start --no-workload`, which its help does not list. Without it
     /// a start runs the image's entrypoint in the background.
     NoWorkload,
+    /// `machine cp --mode`.
+    CopyMode,
 }
 
 impl Feature {
@@ -140,6 +142,8 @@ impl Feature {
             Self::EgressEvents => Version::new(1, 11, 0),
             Self::ExecUser => Version::new(1, 14, 0),
             Self::NoWorkload => Version::new(1, 17, 0),
+            // Seen there; older ones were not asked.
+            Self::CopyMode => Version::new(1, 32, 2),
             Self::StopTimeout | Self::Logs => Version::new(1, 28, 1),
         }
     }
@@ -154,6 +158,7 @@ impl Feature {
             Self::SecretEnv => "machine exec --secret-env",
             Self::EgressEvents => "machine egress-events",
             Self::NoWorkload => "machine start --no-workload",
+            Self::CopyMode => "machine cp --mode",
         }
     }
 }

@@ -65,6 +65,12 @@ pub enum StoreError {
         /// The digest it has.
         actual: Digest,
     },
+    /// Whoever waited for a lock does not any more.
+    #[error("waiting for {key} was interrupted")]
+    GaveUp {
+        /// What is locked.
+        key: String,
+    },
     /// Another process kept a lock for longer than allowed.
     #[error(
         "gave up after {} s waiting for {key}, held by {holder}; wait for it or raise --lock-timeout",

@@ -134,13 +134,19 @@ pub(crate) fn unused_name(dir: &Path, stem: &str) -> PathBuf {
 }
 
 /// Writes `value` as sealed JSON: an object whose field `seal` is the SHA-256
-/// of the rest in canonical form (keys sorted, no white space).
+/// of the rest in canonical form (keys sorted, no white space). What a newer
+/// version wrote is never replaced, whatever the writer thought it saw.
 ///
 /// # Errors
-/// [`StoreError::Io`]; `dest` is then as it was.
+/// [`StoreError::Io`]; [`StoreError::Newer`] when there is a file whose `schema`
+/// is above the value's. `dest` is then as it was.
 pub fn write_sealed<T: Serialize>(temp_dir: &Path, dest: &Path, value: &T) -> Result<()> {
     let damaged = |problem: String| StoreError::Damaged { path: dest.to_owned(), problem };
     let mut value = serde_json::to_value(value).map_err(|e| damaged(e.to_string()))?;
+    let schema = value.get("schema").and_then(Value::as_u64).unwrap_or(0);
+    if let Err(newer @ StoreError::Newer { .. }) = read_sealed::<Value>(dest, schema) {
+        return Err(newer);
+    }
     let seal = Digest::of(value.to_string().as_bytes());
     let object = value.as_object_mut().ok_or_else(|| damaged("not a JSON object".into()))?;
     object.insert("seal".into(), Value::String(seal.to_string()));
@@ -240,6 +246,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_a_newer_version_wrote_is_never_replaced_and_damage_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.json");
+        let newer = Sample { schema: 2, ..sample() };
+        write_sealed(dir.path(), &path, &newer).unwrap();
+        let refused = write_sealed(dir.path(), &path, &sample()).unwrap_err();
+        assert!(matches!(refused, StoreError::Newer { found: 2, known: 1, .. }), "{refused}");
+        assert_eq!(read_sealed::<Sample>(&path, 2).unwrap(), Some(newer));
+        write_atomic(dir.path(), &path, b"{").unwrap();
+        write_sealed(dir.path(), &path, &sample()).unwrap();
+        assert_eq!(read_sealed::<Sample>(&path, 1).unwrap(), Some(sample()));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use blobs::{BlobWriter, Blobs, StagedBlob};
 pub use bucket::Bucket;
 pub use digest::{Digest, DigestError, Hasher, HashingReader};
 pub use error::{Result, StoreError};
-pub use lease::{Lease, LeaseRecord};
+pub use lease::{Lease, LeaseRecord, NewLease, SeenLease};
 pub use lock::{BuildLock, Holder, UseLock};
 pub use machines::{Lookup, Machine, MachineKey, MachineList, MachineReceipt, UsedMachine};
 pub use report::{Event, Quiet, Reporter};

@@ -139,6 +139,21 @@ pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Whether somebody has a lock on the file at `path` right now. Takes part in no
+/// order: it waits for nothing and has nothing when it returns.
+pub(crate) fn is_locked(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    // Shared: two who look at the same time do not see each other.
+    match try_once(&file, Mode::Shared) {
+        Ok(true) => {
+            release(&file);
+            // Replaced meanwhile, by the one who has it.
+            !crate::session::same_file(&file, path)
+        }
+        _ => true,
+    }
+}
+
 fn acquire(
     path: &Path,
     key: &str,
@@ -158,6 +173,9 @@ fn acquire(
         if limit.is_some_and(|limit| waited >= limit) {
             let holder = holder_of(&mut file);
             return Err(StoreError::LockTimeout { key: key.to_owned(), holder, waited });
+        }
+        if reporter.gives_up() {
+            return Err(StoreError::GaveUp { key: key.to_owned() });
         }
         if waited >= say_at {
             reporter.report(Event::Waiting { key, holder: &holder_of(&mut file) });

@@ -45,6 +45,12 @@ pub enum Event<'a> {
 pub trait Reporter: Sync {
     /// Takes one event. Must not block for long: the work waits for it.
     fn report(&self, event: Event<'_>);
+
+    /// Whether whoever waits does not want to any more. Asked many times a
+    /// second while a lock is waited for.
+    fn gives_up(&self) -> bool {
+        false
+    }
 }
 
 /// Hears nothing.

@@ -234,7 +234,8 @@ fn is_empty_or_ours(root: &Path) -> Result<bool> {
     for entry in fs::read_dir(root).map_err(StoreError::io("list", root))? {
         let name = entry.map_err(StoreError::io("list", root))?.file_name();
         // `format.json` too: another process may have made it since it was looked for.
-        let ours = ["tmp", "trash", "locks", "leases", "CACHEDIR.TAG", "quarantine", "format.json"];
+        let ours =
+            ["tmp", "trash", "locks", "leases", "launches", "CACHEDIR.TAG", "quarantine", "format.json"];
         let bucket = Bucket::ALL.iter().any(|bucket| name == *bucket.folder());
         if !bucket && !ours.iter().any(|known| name == **known) {
             return Ok(false);

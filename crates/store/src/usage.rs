@@ -44,6 +44,7 @@ impl Store {
         let mut buckets: Vec<_> =
             Bucket::ALL.iter().map(|bucket| measure(&self.bucket_dir(*bucket), bucket.purpose())).collect();
         let extra = [
+            ("launches", "prompts and logs of machines"),
             ("leases", "machines that may still be there"),
             ("quarantine", "damaged entries, kept for a look"),
             ("tmp", "work under way, or swept by the next build"),

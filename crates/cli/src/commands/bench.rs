@@ -12,6 +12,7 @@ use smolcellar_engine::Engine;
 use smolcellar_store::{Digest, Event, Reporter};
 
 use crate::args::Bench;
+use crate::commands::bench_launch::Launches;
 use crate::exit;
 use crate::format;
 use crate::host::{self, Measured};
@@ -56,6 +57,21 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         }
         hits.push(measured.wall.saturating_sub(stage(&result, "image")?.1));
     }
+    say("launches, with a stand-in for smolvm");
+    let artifact = bench.build(&["--progress", "quiet"])?.0["artifact"].as_str().map(PathBuf::from);
+    let artifact = artifact.context("build-agent named no artifact")?;
+    let version = runtime.version.to_string();
+    let launches = Launches::new(&dir, &bench.runtime, &version, &bench.project, &bench.cache, artifact)?;
+    // Once for nothing: what is derived from a runtime that was not used before.
+    launches.ours()?;
+    let (mut ours, mut by_hand, mut look_ups) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.runs * 4 {
+        ours.push(launches.ours()?);
+        by_hand.push(launches.by_hand()?);
+        look_ups.push(launches.look_up()?);
+    }
+    let (ours, by_hand, look_up) = (median(ours), median(by_hand), median(look_ups));
+    let overhead = ours.saturating_sub(by_hand);
     bench.forget()?;
     let (save, miss, work, hit) = (median(saves), median(misses), median(stages), median(hits));
     let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
@@ -68,6 +84,10 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         "miss_without_docker_build_over_docker_save": ratio(work, save),
         "hit_without_docker_build_seconds": hit.as_secs_f64(),
         "peak_memory_bytes": peak,
+        "launch_until_exec_seconds": ours.as_secs_f64(),
+        "launch_by_hand_until_exec_seconds": by_hand.as_secs_f64(),
+        "launch_overhead_seconds": overhead.as_secs_f64(),
+        "launch_dry_run_seconds": look_up.as_secs_f64(),
     });
     if session.global.format == Format::Json {
         output::json(&figures)?;
@@ -79,8 +99,11 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         row("build-agent, a miss", format::seconds(miss.as_secs_f64()), ""),
         row("  over docker save", format!("{:.2}", ratio(miss, save)), "1.5"),
         row("  the same, docker build apart", format!("{:.2}", ratio(work, save)), "1.5"),
-        row("build-agent, a hit, docker build apart", format!("{:.1} ms", hit.as_secs_f64() * 1e3), "50 ms"),
+        row("build-agent, a hit, docker build apart", millis(hit), "50 ms"),
         row("peak memory of a miss", format::bytes(peak), "128 MiB"),
+        row("launch, until the command begins", millis(ours), ""),
+        row("  over the same by hand", millis(overhead), "30 ms"),
+        row("launch --dry-run: the artifact found, all planned", millis(look_up), "10 ms"),
     ];
     output::table(&["MEDIAN OF", &format!("{} RUNS", args.runs), "AIM"], &[false, true, true], &rows)?;
     Ok(exit::OK)
@@ -129,6 +152,10 @@ fn drain(engine: &Engine, image: &Digest) -> Result<()> {
     let mut stream = engine.save(image)?;
     std::io::copy(&mut stream, &mut std::io::sink()).context("cannot read docker save")?;
     Ok(stream.finish()?)
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -1,28 +1,29 @@
-//! `launch`: an artifact in a microVM. Joins the pipeline, which makes
-//! artifacts, and the launcher, which knows nothing of how they are made.
+//! `launch`: an artifact in a microVM, or in a container. Joins the pipeline,
+//! which makes artifacts, and the launcher, which knows nothing of how they are
+//! made.
 
-use std::io::{IsTerminal, stdin, stdout};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{IsTerminal, Read, stdin, stdout};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use smolcellar_launcher::{
-    Artifact, Cli, Egress, ExecIo, ImageRef, LaunchError, LaunchSpec, NotationError, Plan, Signals, launch,
-    machine_name, preflight,
+    Artifact, Backend, Egress, ExecIo, LaunchError, LaunchSpec, Launcher, NotationError, Plan, Prompt,
+    Signals, machine_name, preflight,
 };
-use smolcellar_pipeline::{AgentSpec, Source, last_built};
-use smolcellar_smolvm::{PINNED_VERSION, Runtime, RuntimeConfig};
-use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store};
+use smolcellar_store::{Event, Machine, Reporter};
 
-use crate::args::Launch;
-use crate::commands::build_agent;
-use crate::commands::summary;
-use crate::config::Config;
-use crate::exit::{self, Usage};
-use crate::interrupt::EndChildren;
+use crate::args::{BackendArg, Launch};
+use crate::commands::target::Target;
+use crate::commands::{detach, summary};
+use crate::exit::{self, Miss, Usage};
 use crate::output::{self, Format};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
+    if args.background.is_some() {
+        detach::leave_the_terminal();
+    }
     let mut target = Target::find(session, args)?;
     // Before there is a store, it must not be made just to look.
     let store = match session.cache_dir()?.join("format.json").exists() {
@@ -30,23 +31,22 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         false => None,
     };
     let built = match &store {
-        Some(store) => target.built(session, store)?,
+        Some(store) => target.built(session, store, args.verify)?,
         None => None,
     };
     if built.is_none() {
+        if args.require_cache {
+            let name = &target.name;
+            return Err(
+                Miss(format!("agent '{name}' has no artifact: `cargo xtask build-agent {name}`")).into()
+            );
+        }
         target.buildable()?;
     }
-    let spec = spec(args, &target, built.as_ref())?;
-    let config = RuntimeConfig { dir: session.global.smolvm_dir.clone() };
-    let known = match &store {
-        Some(store) => smolcellar_smolvm::known(store, &config)?,
-        None => None,
-    };
-    let cli = match &known {
-        Some(runtime) => Cli::new(runtime)?,
-        None => Cli::assumed(PINNED_VERSION),
-    };
-    let plan = Plan::resolve(spec, &cli).map_err(as_usage)?;
+    // Once: a prompt may come from standard input.
+    let asked = common(args, &target)?;
+    let plan = complete(asked.clone(), &target, built.as_ref())?;
+    let plan = Plan::resolve(&plan, &session.assumed_tools(store.as_ref())?).map_err(as_usage)?;
     if args.dry_run {
         match session.global.format {
             Format::Human => output::line(summary::of(&plan).trim_end())?,
@@ -55,8 +55,11 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         return Ok(exit::OK);
     }
     // Where nothing can boot, nothing is asked, built or made.
-    preflight::Host::default().virtualisation()?;
-    if !args.yes && !summary::confirm(&plan)? {
+    let host = (!args.assume_virtualisation).then(preflight::Host::default);
+    if let (Backend::Smolvm, Some(host)) = (plan.backend, &host) {
+        host.virtualisation()?;
+    }
+    if !args.yes && args.background.is_none() && !summary::confirm(&plan)? {
         return Ok(exit::DECLINED);
     }
     let store = match store {
@@ -70,148 +73,68 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         Some(machine) => machine,
         None => target.build(session, &store)?,
     };
+    if args.detach && args.background.is_none() {
+        return detach::run(session, &store, &plan.machine, &signals);
+    }
     store.touch_machine(&machine.receipt.key());
-    let runtime: Runtime = session.runtime(&store)?;
-    let mut spec = spec_of_machine(args, &target, &machine)?;
-    spec.machine_name.clone_from(&plan.machine);
-    let code = launch(&runtime, &store, spec, &session.progress, &signals)
+    let spec = of_machine(asked, &machine)?;
+    let tools = session.tools(&store, spec.backend, spec.sidecar.is_some())?;
+    let take_log = |log: File| detach::write_to(&log);
+    let mut launcher = Launcher::new(tools, &store, &session.progress, &signals).with_host(host);
+    if args.background.is_some() {
+        launcher = launcher.with_log(&take_log);
+    }
+    let code = launcher
+        .run(&spec)
         .map_err(as_usage)
         .with_context(|| format!("cannot launch agent '{}'", target.name))?;
+    if spec.keep && args.background.is_none() && signal_of(&signals).is_none() {
+        let name = &spec.machine_name;
+        let text =
+            format!("machine {name} is kept: `cargo xtask exec {name} -- CMD`, `cargo xtask rm -f {name}`");
+        session.progress.report(Event::Note { text: &text });
+    }
     // Guests have codes of one byte, as we do.
     Ok(u8::try_from(code).unwrap_or(exit::LAUNCHER))
 }
 
-/// What is to be launched: an agent of the configuration, or one that was
-/// built from an archive and has its name from there.
-struct Target {
-    name: String,
-    project: PathBuf,
-    config: Option<Config>,
-    agent: Option<AgentSpec>,
-    image: Option<ImageRef>,
-    /// Why the configuration cannot build it.
-    problem: Option<anyhow::Error>,
+fn signal_of(signals: &Signals) -> Option<i32> {
+    smolcellar_launcher::Interrupt::signal(signals)
 }
 
-impl Target {
-    fn find(session: &Session, args: &Launch) -> Result<Self> {
-        let config = session.config()?;
-        let project = match &config {
-            Some(config) => config.project.clone(),
-            None => std::env::current_dir().context("cannot tell the working folder")?,
-        };
-        let name = match (&args.name, &config) {
-            (Some(name), _) => name.clone(),
-            (None, Some(config)) => config.only()?.to_owned(),
-            (None, None) => session.need_config()?.only()?.to_owned(),
-        };
-        let mut problem = None;
-        let mut agent = match &config {
-            Some(config) if config.names().any(|known| known == name) => {
-                match config.agent(&name, None::<Source>, None) {
-                    Ok(agent) => Some(agent),
-                    // It may have been built from an archive.
-                    Err(error) => {
-                        problem = Some(error);
-                        None
-                    }
-                }
-            }
-            _ => None,
-        };
-        let mut image = None;
-        if let Some(AgentSpec { source: Source::Build { build, .. }, .. }) = &mut agent {
-            let configured = config.as_ref().is_some_and(|config| config.names_image(&name));
-            let mut from = if configured { "config" } else { "default" };
-            if let Some(reference) = &args.image {
-                build.tag.clone_from(reference);
-                from = "environment";
-            }
-            image = Some(ImageRef { reference: build.tag.clone(), from });
-        }
-        Ok(Self { name, project, config, agent, image, problem })
-    }
-
-    /// The artifact that the agent was last built to.
-    fn built(&self, session: &Session, store: &Store) -> Result<Option<Machine>> {
-        let Some(pointer) = last_built(store, &self.project, &self.name) else { return Ok(None) };
-        match store.machine(&pointer.key(), false)? {
-            Lookup::Hit(machine) => Ok(Some(*machine)),
-            Lookup::Miss => Ok(None),
-            Lookup::Damaged { problem } => {
-                let text =
-                    format!("the artifact of '{}' is damaged ({problem}); it is built again", self.name);
-                session.progress.report(Event::Warn { text: &text });
-                Ok(None)
-            }
-        }
-    }
-
-    /// Whether there is a way to build it; if not, an error that says so.
-    fn buildable(&mut self) -> Result<()> {
-        if let Some(problem) = self.problem.take() {
-            return Err(problem);
-        }
-        match (&self.agent, &self.config) {
-            (Some(_), _) => Ok(()),
-            (None, Some(config)) => config.check_name(&self.name),
-            (None, None) => {
-                let text =
-                    format!("there is no artifact of '{}', and no configuration to build it from", self.name);
-                Err(Usage(text).into())
-            }
-        }
-    }
-
-    fn build(&self, session: &Session, store: &Store) -> Result<Machine> {
-        let Some(agent) = &self.agent else { anyhow::bail!("nothing says how to build '{}'", self.name) };
-        let text = format!("agent '{}' has no artifact yet: building it first", self.name);
-        session.progress.report(Event::Note { text: &text });
-        // Standard output belongs to the guest: stages go to standard error.
-        let observer = session.progress.stages_on_stderr();
-        let _end_children = EndChildren::on_signals()?;
-        let outcome = build_agent::build_with(session, store, agent, &observer)?;
-        let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
-        match store.machine(&key, false)? {
-            Lookup::Hit(machine) => Ok(*machine),
-            Lookup::Miss | Lookup::Damaged { .. } => {
-                anyhow::bail!(
-                    "the artifact of '{}' was removed as soon as it was built; run the command again",
-                    self.name
-                )
-            }
+/// What is asked for, with the values of the artifact, or of the agent that is
+/// to be built.
+fn complete(spec: LaunchSpec, target: &Target, built: Option<&Machine>) -> Result<LaunchSpec> {
+    match (built, &target.agent) {
+        (Some(machine), _) => of_machine(spec, machine),
+        (None, None) => Ok(spec),
+        (None, Some(agent)) => {
+            let overrides = agent.overrides.clone();
+            let command = match (spec.command.is_empty(), overrides.entrypoint) {
+                (true, Some(entrypoint)) => [entrypoint, overrides.cmd.unwrap_or_default()].concat(),
+                _ => spec.command,
+            };
+            Ok(LaunchSpec {
+                command,
+                workdir: overrides.workdir,
+                user: overrides.user,
+                cpus: spec.cpus.or(Some(u32::from(agent.cpus))),
+                memory_mib: spec.memory_mib.or(Some(agent.memory_mib)),
+                ..spec
+            })
         }
     }
 }
 
-/// What is asked for, with the artifact's own values where it is built.
-fn spec(args: &Launch, target: &Target, built: Option<&Machine>) -> Result<LaunchSpec> {
-    match built {
-        Some(machine) => spec_of_machine(args, target, machine),
-        None => {
-            let mut spec = common(args, target)?;
-            if let Some(agent) = &target.agent {
-                let overrides = &agent.overrides;
-                if spec.command.is_empty()
-                    && let Some(entrypoint) = &overrides.entrypoint
-                {
-                    spec.command = [entrypoint.clone(), overrides.cmd.clone().unwrap_or_default()].concat();
-                }
-                spec.workdir.clone_from(&overrides.workdir);
-                spec.user.clone_from(&overrides.user);
-                spec.cpus = spec.cpus.or(Some(u32::from(agent.cpus)));
-                spec.memory_mib = spec.memory_mib.or(Some(agent.memory_mib));
-            }
-            Ok(spec)
-        }
-    }
-}
-
-fn spec_of_machine(args: &Launch, target: &Target, machine: &Machine) -> Result<LaunchSpec> {
+fn of_machine(spec: LaunchSpec, machine: &Machine) -> Result<LaunchSpec> {
     let manifest = smolcellar_pack::read(&machine.path)?.manifest;
-    let spec = common(args, target)?;
     Ok(LaunchSpec {
-        artifact: Some(Artifact { key: machine.receipt.key().lock_name(), path: machine.path.clone() }),
+        artifact: Some(Artifact {
+            key: machine.receipt.key().lock_name(),
+            path: machine.path.clone(),
+            sha256: machine.receipt.sha256,
+        }),
+        image_env: manifest.env.iter().filter_map(|pair| pair.split_once('=')).map(owned).collect(),
         command: match spec.command.is_empty() {
             true => [manifest.entrypoint, manifest.cmd].concat(),
             false => spec.command,
@@ -224,23 +147,33 @@ fn spec_of_machine(args: &Launch, target: &Target, machine: &Machine) -> Result<
     })
 }
 
+/// What is asked for, by the command line and the configuration.
 fn common(args: &Launch, target: &Target) -> Result<LaunchSpec> {
-    fn parsed<T: std::str::FromStr<Err = NotationError>>(option: &str, texts: &[String]) -> Result<Vec<T>> {
-        let parse = |text: &String| text.parse().map_err(|error| Usage(format!("{option}: {error}")).into());
-        texts.iter().map(parse).collect()
-    }
     let mut volumes: Vec<smolcellar_launcher::Volume> = parsed("--volume", &args.volume)?;
     for volume in &mut volumes {
-        // smolvm keeps it, and runs elsewhere.
+        // It is kept, and used in other folders.
         volume.host = std::path::absolute(&volume.host).context("cannot tell the working folder")?;
     }
+    let mut egress: Egress = target.egress();
+    egress.allow_cidr.extend(args.allow_cidr.iter().cloned());
+    egress.allow_host.extend(args.allow_host.iter().cloned());
+    let background = args.background.is_some();
     Ok(LaunchSpec {
         agent: target.name.clone(),
+        backend: match args.backend {
+            BackendArg::Smolvm => Backend::Smolvm,
+            BackendArg::Docker => Backend::Docker,
+        },
         image: target.image.clone(),
         artifact: None,
-        machine_name: machine_name(&target.name),
+        machine_name: match (&args.background, &args.name_machine) {
+            (Some(name), _) | (None, Some(name)) => name.clone(),
+            (None, None) => machine_name(&target.name),
+        },
+        name_chosen: args.name_machine.is_some(),
         command: args.command.clone(),
-        env: args.env.iter().map(|pair| variable(pair)).collect::<Result<Vec<_>>>()?,
+        image_env: Vec::new(),
+        env: variables(&args.env)?,
         secrets: parsed("--secret-env", &args.secret_env)?,
         workdir: None,
         user: None,
@@ -248,13 +181,52 @@ fn common(args: &Launch, target: &Target) -> Result<LaunchSpec> {
         memory_mib: args.mem,
         volumes,
         ports: parsed("--port", &args.port)?,
-        egress: Egress { allow_cidr: args.allow_cidr.clone(), allow_host: args.allow_host.clone() },
-        io: streams(),
+        egress,
+        sidecar: target.sidecar()?,
+        prompt: match &args.prompt_file {
+            // The other half reads it.
+            Some(path) if args.detach && !background && path == Path::new("-") => {
+                Some(Prompt { from: "standard input".into(), text: Vec::new() })
+            }
+            Some(path) => Some(prompt(path)?),
+            None => None,
+        },
+        keep: args.keep || args.detach,
+        io: if args.detach { ExecIo::Stream } else { streams() },
     })
 }
 
+/// Options that have a notation.
+pub(crate) fn parsed<T>(option: &str, texts: &[String]) -> Result<Vec<T>>
+where
+    T: std::str::FromStr<Err = NotationError>,
+{
+    let parse = |text: &String| text.parse().map_err(|error| Usage(format!("{option}: {error}")).into());
+    texts.iter().map(parse).collect()
+}
+
+/// The largest prompt that is taken, in bytes.
+const PROMPT_LIMIT: u64 = 16 << 20;
+
+fn prompt(path: &Path) -> Result<Prompt> {
+    let mut text = Vec::new();
+    let bad = |problem: String| Usage(format!("--prompt-file {}: {problem}", path.display()));
+    let (from, read) = match path == Path::new("-") {
+        true => ("standard input".to_owned(), stdin().lock().take(PROMPT_LIMIT + 1).read_to_end(&mut text)),
+        false => {
+            let file = File::open(path).map_err(|error| bad(error.to_string()))?;
+            (path.display().to_string(), file.take(PROMPT_LIMIT + 1).read_to_end(&mut text))
+        }
+    };
+    read.map_err(|error| bad(error.to_string()))?;
+    if text.len() as u64 > PROMPT_LIMIT {
+        return Err(bad(format!("is longer than {PROMPT_LIMIT} bytes; use a volume")).into());
+    }
+    Ok(Prompt { from, text })
+}
+
 /// A terminal for the guest if we have one, else our streams as they are.
-fn streams() -> ExecIo {
+pub(crate) fn streams() -> ExecIo {
     match stdin().is_terminal() && stdout().is_terminal() {
         true => ExecIo::Terminal,
         false => ExecIo::Interactive,
@@ -262,18 +234,27 @@ fn streams() -> ExecIo {
 }
 
 /// A wrong option is the caller's mistake, wherever it is noticed.
-fn as_usage(error: LaunchError) -> anyhow::Error {
+pub(crate) fn as_usage(error: LaunchError) -> anyhow::Error {
     match error {
-        LaunchError::BadOption { .. } | LaunchError::NoCommand => Usage(error.to_string()).into(),
+        LaunchError::BadOption { .. }
+        | LaunchError::NoCommand
+        | LaunchError::NoMachine { .. }
+        | LaunchError::Ambiguous { .. } => Usage(error.to_string()).into(),
         other => other.into(),
     }
 }
 
-fn variable(pair: &str) -> Result<(String, String)> {
-    match pair.split_once('=') {
+/// What `--env` says.
+pub(crate) fn variables(pairs: &[String]) -> Result<Vec<(String, String)>> {
+    let variable = |pair: &String| match pair.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(Usage(format!("--env '{pair}': write it as NAME=VALUE")).into()),
-    }
+    };
+    pairs.iter().map(variable).collect()
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
 }
 
 #[cfg(test)]
@@ -282,7 +263,8 @@ mod tests {
 
     #[test]
     fn a_variable_needs_a_name_and_may_hold_equals_signs() {
-        assert_eq!(variable("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
-        assert!(variable("A").is_err() && variable("=x").is_err());
+        let one = |pair: &str| variables(&[pair.to_owned()]);
+        assert_eq!(one("A=b=c").unwrap(), [("A".to_owned(), "b=c".to_owned())]);
+        assert!(one("A").is_err() && one("=x").is_err());
     }
 }

@@ -1,15 +1,27 @@
 //! One file per command.
 
 mod bench;
+mod bench_launch;
 mod build_agent;
 mod cache;
+mod cp;
+mod detach;
+mod exec;
 mod fuzz;
 mod launch;
+mod logs;
+mod ps;
+mod rm;
 mod setup;
+mod shell;
+mod stop;
 mod summary;
+mod target;
 mod test;
 
 use anyhow::Result;
+
+pub(crate) use launch::as_usage;
 
 use crate::args::{Args, Command};
 use crate::session::Session;
@@ -20,6 +32,13 @@ pub(crate) fn run(args: Args) -> Result<u8> {
     match args.command {
         Command::BuildAgent(args) => build_agent::run(&session, &args),
         Command::Launch(args) => launch::run(&session, &args),
+        Command::Exec(args) => exec::run(&session, &args),
+        Command::Shell(args) => shell::run(&session, &args),
+        Command::Logs(args) => logs::run(&session, &args),
+        Command::Cp(args) => cp::run(&session, &args),
+        Command::Ps => ps::run(&session),
+        Command::Stop(args) => stop::run(&session, &args),
+        Command::Rm(args) => rm::run(&session, &args),
         Command::Setup(args) => setup::run(&session, &args),
         Command::Cache(command) => cache::run(&session, &command),
         Command::Test(args) => test::run(&session, &args),

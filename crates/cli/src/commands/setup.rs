@@ -7,11 +7,13 @@ use smolcellar_store::Bucket;
 
 use crate::args::Setup;
 use crate::exit;
+use crate::interrupt::EndChildren;
 use crate::output::{self, Format};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &Setup) -> Result<u8> {
     let store = session.store()?;
+    let _end_children = EndChildren::on_signals()?;
     let mut runtime = session.runtime(&store)?;
     if args.force
         && let Origin::Wheel { sha256 } = &runtime.origin

@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 
 use anyhow::{Context, Result};
-use smolcellar_launcher::Plan;
+use smolcellar_launcher::{Backend, Plan};
 
 use crate::exit::Declined;
 use crate::format;
@@ -22,7 +22,11 @@ pub(crate) fn of(plan: &Plan) -> String {
         }
         _ => "as the artifact says".to_owned(),
     };
-    row("machine", &format!("{} ({}, {size})", plan.machine, plan.backend));
+    let backend = match plan.backend {
+        Backend::Smolvm => "smolvm",
+        Backend::Docker => "a container, no machine of its own",
+    };
+    row("machine", &format!("{} ({backend}, {size})", plan.machine));
     match (&plan.artifact, &plan.image) {
         (Some(artifact), _) => row("artifact", &artifact.path.display().to_string()),
         (None, Some(image)) => row("artifact", &format!("none yet: {} is built first", image.reference)),
@@ -39,6 +43,17 @@ pub(crate) fn of(plan: &Plan) -> String {
     row("secrets", &list(plan.secrets.iter().map(|secret| &secret.guest)));
     row("volumes", &list(&plan.volumes));
     row("ports", &list(&plan.ports));
+    if let Some(sidecar) = &plan.sidecar {
+        let built = if sidecar.built { ", built first" } else { "" };
+        row("sidecar", &format!("{}{built} ({})", sidecar.image, sidecar.network.subnet));
+        row("services", &sidecar.services.join(", "));
+        let ports = sidecar.ports.iter().map(|port| format!("{} {}", port.name, port.port));
+        row("serving", &list(ports));
+    }
+    row("prompt", plan.prompt.as_ref().map(|prompt| prompt.from.as_str()).unwrap_or_default());
+    if plan.keep {
+        row("kept", "yes, until `cargo xtask rm`");
+    }
     let egress = list(plan.egress.allow_cidr.iter().chain(&plan.egress.allow_host));
     row("egress", if egress.is_empty() { "none" } else { &egress });
     format!("launch {}\n{text}", plan.agent)

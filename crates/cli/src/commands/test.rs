@@ -11,12 +11,14 @@ use crate::host;
 use crate::session::Session;
 
 /// Programs that tests need, and the Debian packages that hold them.
-const NEEDS: [(&str, &str); 7] = [
+const NEEDS: [(&str, &str); 9] = [
     ("skopeo", "skopeo"),
+    ("podman", "podman"),
     ("strace", "strace"),
     ("busybox", "busybox-static"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mke2fs", "e2fsprogs"),
+    ("script", "bsdutils"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];

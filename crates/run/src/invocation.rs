@@ -1,26 +1,31 @@
-//! The one module of this crate that starts other programs.
+//! One run of a program.
 //!
 //! Every run is bounded: by a time limit, by the caller's wish to stop, or by
 //! both. A program runs in a process group of its own unless it needs the
 //! terminal, so that Ctrl-C reaches this process only, which then decides
 //! what ends and in which order; and so that all a program started can be
 //! ended with it.
-#![expect(clippy::disallowed_methods, reason = "this module owns the start of programs")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this module starts programs for the crates that make their command lines"
+)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use smolcellar_store::StoreError;
 use xshell::Shell;
 
-use crate::error::{Error, Result};
+use crate::children::{self, UnderWay};
+use crate::error::{Result, RunError, tail};
+use crate::first_line::{DropFirstLine, without_first_line};
 
 /// The most that a captured program may print on each stream, in bytes; it is
 /// ended soon after. `ls --json` of a thousand machines is about 1 MiB.
@@ -32,10 +37,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long forwarded output may be waited for once the program is gone:
 /// something that it left running may hold the pipe open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
-
-/// What smolvm prints on stderr at every call when its file is not named
-/// `smolvm`: it takes itself for a packed program without its pack.
-const STRAY_NOTE: &[u8] = b"note: no packed assets found";
 
 /// Says whether the caller still wants the result. Asked many times a second.
 pub trait Cancel: Sync {
@@ -82,44 +83,118 @@ pub enum ExecIo {
 
 /// One program, ready to be run.
 #[derive(Debug, Clone)]
-pub(crate) struct Invocation {
+pub struct Invocation {
     /// What errors call it: `smolvm machine start`.
-    pub(crate) operation: String,
-    pub(crate) program: PathBuf,
-    pub(crate) args: Vec<OsString>,
-    pub(crate) env: Vec<(OsString, OsString)>,
+    pub operation: String,
+    /// The program: a path, or a name to be looked for on PATH.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Added to its environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// If the first line on stderr begins like this, it is dropped.
+    pub stray: Option<&'static [u8]>,
 }
 
 /// What a captured run printed.
 #[derive(Debug)]
-pub(crate) struct Captured {
-    pub(crate) status: ExitStatus,
-    pub(crate) stdout: Vec<u8>,
-    pub(crate) stderr: Vec<u8>,
+pub struct Captured {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it printed on stdout.
+    pub stdout: Vec<u8>,
+    /// What it printed on stderr.
+    pub stderr: Vec<u8>,
 }
 
 impl Invocation {
     /// Runs it with no input and keeps what it prints.
     ///
-    /// Into files, not pipes: what smolvm leaves running may hold a pipe open
-    /// for ever, or die of one that nobody reads any more.
-    pub(crate) fn capture(&self, limits: Limits<'_>) -> Result<Captured> {
+    /// Into files, not pipes: what it leaves running may hold a pipe open for
+    /// ever, or die of one that nobody reads any more.
+    ///
+    /// # Errors
+    /// [`RunError`], but never [`RunError::Failed`].
+    pub fn capture(&self, limits: Limits<'_>) -> Result<Captured> {
+        let (sinks, mut child, _under_way) = self.captured_child(Stdio::null())?;
+        let status = self.wait(&mut child, limits, true, &sinks)?;
+        self.captured(status, &sinks)
+    }
+
+    /// Like [`Invocation::succeed`], with what `write` writes as its input.
+    ///
+    /// # Errors
+    /// [`RunError`]; [`RunError::Input`] if `write` fails for a reason of its
+    /// own. The program is then ended before it sees the end of its input, so
+    /// that it does not take a part for the whole.
+    pub fn feed(
+        &self,
+        limits: Limits<'_>,
+        write: impl FnOnce(&mut ChildStdin) -> io::Result<()> + Send,
+    ) -> Result<Captured> {
+        let (sinks, mut child, _under_way) = self.captured_child(Stdio::piped())?;
+        let pipe = child.stdin.take();
+        let broken = AtomicBool::new(false);
+        let stop = Either(limits.cancel, &broken);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let Some(mut pipe) = pipe else { return (Ok(()), None) };
+                let result = write(&mut pipe);
+                // A reader that has enough, or is gone, says itself why.
+                let result = result.or_else(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe => Ok(()),
+                    _ => Err(error),
+                });
+                match result {
+                    Ok(()) => (Ok(()), None),
+                    Err(error) => {
+                        broken.store(true, Ordering::SeqCst);
+                        (Err(error), Some(pipe))
+                    }
+                }
+            });
+            let status =
+                self.wait(&mut child, Limits { timeout: limits.timeout, cancel: &stop }, true, &sinks);
+            // Ended, the child reads no more, and the writer hears of it.
+            if let Ok((Err(source), _)) = writer.join() {
+                return Err(RunError::Input { operation: self.operation.clone(), source });
+            }
+            let captured = self.captured(status?, &sinks)?;
+            self.check(captured)
+        })
+    }
+
+    fn captured_child(&self, stdin: Stdio) -> Result<([Sink; 2], Child, Option<UnderWay>)> {
         let mut command = self.command()?;
-        let (stdout, stderr) = (Sink::new()?, Sink::new()?);
-        command.stdin(Stdio::null()).stdout(stdout.handle()?).stderr(stderr.handle()?).process_group(0);
-        let mut child = self.spawn(command)?;
-        let status = self.wait(&mut child, limits, true, &[&stdout, &stderr])?;
-        let (stdout, stderr) = (stdout.contents()?, stderr.contents()?);
-        Ok(Captured { status, stdout, stderr: without_stray_note(&stderr).to_vec() })
+        let sinks = [Sink::new()?, Sink::new()?];
+        let [stdout, stderr] = &sinks;
+        command.stdin(stdin).stdout(stdout.handle()?).stderr(stderr.handle()?);
+        let (child, under_way) = self.spawn(command, true)?;
+        Ok((sinks, child, under_way))
+    }
+
+    fn captured(&self, status: ExitStatus, sinks: &[Sink; 2]) -> Result<Captured> {
+        let [stdout, stderr] = sinks;
+        let (stdout, mut stderr) = (stdout.contents()?, stderr.contents()?);
+        if let Some(stray) = self.stray {
+            stderr = without_first_line(stray, &stderr).to_vec();
+        }
+        Ok(Captured { status, stdout, stderr })
     }
 
     /// Like [`Invocation::capture`]; anything but success is an error.
-    pub(crate) fn succeed(&self, limits: Limits<'_>) -> Result<Captured> {
-        let captured = self.capture(limits)?;
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn succeed(&self, limits: Limits<'_>) -> Result<Captured> {
+        self.check(self.capture(limits)?)
+    }
+
+    fn check(&self, captured: Captured) -> Result<Captured> {
         if captured.status.success() {
             return Ok(captured);
         }
-        Err(Error::Failed {
+        Err(RunError::Failed {
             operation: self.operation.clone(),
             status: captured.status,
             stderr: tail(&captured.stderr),
@@ -128,19 +203,20 @@ impl Invocation {
 
     /// Runs it with our streams and returns its exit code; 128 + n when signal
     /// n ended it.
-    pub(crate) fn stream(&self, io: ExecIo, limits: Limits<'_>) -> Result<i32> {
+    ///
+    /// # Errors
+    /// [`RunError`], but never [`RunError::Failed`].
+    pub fn stream(&self, io: ExecIo, limits: Limits<'_>) -> Result<i32> {
         let mut command = self.command()?;
+        // Not for the other two: a program in another process group than the
+        // terminal's foreground one is stopped when it reads from it.
         let own_group = io == ExecIo::Stream;
-        if own_group {
-            // Not for the other two: a program in another process group than
-            // the terminal's foreground one is stopped when it reads from it.
-            command.process_group(0);
-        }
         command.stdin(if own_group { Stdio::null() } else { Stdio::inherit() }).stdout(Stdio::inherit());
-        let filter = io != ExecIo::Terminal && prints_stray_note(&self.program);
-        command.stderr(if filter { Stdio::piped() } else { Stdio::inherit() });
-        let mut child = self.spawn(command)?;
-        let forwarded = child.stderr.take().map(|pipe| forward(pipe, io::stderr()));
+        let stray = self.stray.filter(|_| io != ExecIo::Terminal);
+        command.stderr(if stray.is_some() { Stdio::piped() } else { Stdio::inherit() });
+        let (mut child, _under_way) = self.spawn(command, own_group)?;
+        let forwarded =
+            child.stderr.take().map(|pipe| forward(pipe, io::stderr(), stray.unwrap_or_default()));
         let status = self.wait(&mut child, limits, own_group, &[])?;
         forwarded.map(|done| done.recv_timeout(DRAIN));
         Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
@@ -161,22 +237,27 @@ impl Invocation {
         Ok(command.into())
     }
 
-    fn spawn(&self, mut command: Command) -> Result<Child> {
+    /// Starts it, in a process group of its own unless it needs the terminal.
+    fn spawn(&self, mut command: Command, own_group: bool) -> Result<(Child, Option<UnderWay>)> {
+        let mut start = || match own_group {
+            true => children::spawn(&mut command).map(|(child, under_way)| (child, Some(under_way))),
+            false => command.spawn().map(|child| (child, None)),
+        };
         // A file that was just written is "busy" while any other thread's
         // child, between fork and exec, still has it open for writing.
         for _ in 0..20 {
-            match command.spawn() {
+            match start() {
                 Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 result => return result.map_err(|source| self.cannot_spawn(source)),
             }
         }
-        command.spawn().map_err(|source| self.cannot_spawn(source))
+        start().map_err(|source| self.cannot_spawn(source))
     }
 
-    fn cannot_spawn(&self, source: io::Error) -> Error {
-        Error::Spawn { program: self.program.clone(), source }
+    fn cannot_spawn(&self, source: io::Error) -> RunError {
+        RunError::Spawn { program: self.program.clone(), source }
     }
 
     fn wait(
@@ -184,7 +265,7 @@ impl Invocation {
         child: &mut Child,
         limits: Limits<'_>,
         own_group: bool,
-        sinks: &[&Sink],
+        sinks: &[Sink],
     ) -> Result<ExitStatus> {
         let began = Instant::now();
         loop {
@@ -193,17 +274,17 @@ impl Invocation {
             }
             if limits.cancel.cancelled() {
                 end(child, own_group);
-                return Err(Error::Cancelled { operation: self.operation.clone() });
+                return Err(RunError::Cancelled { operation: self.operation.clone() });
             }
             let elapsed = began.elapsed();
             if let Some(limit) = limits.timeout.filter(|limit| elapsed >= *limit) {
                 end(child, own_group);
-                return Err(Error::TimedOut { operation: self.operation.clone(), limit });
+                return Err(RunError::TimedOut { operation: self.operation.clone(), limit });
             }
-            if sinks.iter().any(|sink| sink.is_full()) {
+            if sinks.iter().any(Sink::is_full) {
                 end(child, own_group);
                 let problem = format!("it is longer than {KEEP} bytes");
-                return Err(Error::Output { operation: self.operation.clone(), problem });
+                return Err(RunError::Output { operation: self.operation.clone(), problem });
             }
             std::thread::sleep(pause(elapsed));
         }
@@ -212,7 +293,7 @@ impl Invocation {
 
 /// How long to sleep before looking again: a sixteenth of the time already
 /// spent, so that a short command is noticed at once and a long one is cheap.
-pub(crate) fn pause(elapsed: Duration) -> Duration {
+pub fn pause(elapsed: Duration) -> Duration {
     (elapsed / 16).clamp(Duration::from_micros(300), Duration::from_millis(50))
 }
 
@@ -248,13 +329,12 @@ struct Sink(File);
 
 impl Sink {
     fn new() -> Result<Self> {
-        let dir = std::env::temp_dir();
-        Ok(Self(tempfile::tempfile().map_err(StoreError::io("create a temporary file in", dir))?))
+        tempfile::tempfile().map(Self).map_err(Self::failed)
     }
 
     /// What the program writes to.
     fn handle(&self) -> Result<File> {
-        Ok(self.0.try_clone().map_err(Self::failed)?)
+        self.0.try_clone().map_err(Self::failed)
     }
 
     fn is_full(&self) -> bool {
@@ -269,18 +349,27 @@ impl Sink {
         Ok(bytes)
     }
 
-    fn failed(error: io::Error) -> StoreError {
-        StoreError::io("use a temporary file in", std::env::temp_dir())(error)
+    fn failed(source: io::Error) -> RunError {
+        RunError::Scratch { dir: std::env::temp_dir(), source }
     }
 }
 
-/// Passes a pipe on but for the stray note, on a thread of its own; told at
-/// its end.
-fn forward(mut pipe: impl Read + Send + 'static, mut to: io::Stderr) -> Receiver<()> {
+/// Either reason to stop.
+struct Either<'a>(&'a dyn Cancel, &'a AtomicBool);
+
+impl Cancel for Either<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled() || self.1.load(Ordering::SeqCst)
+    }
+}
+
+/// Passes a pipe on but for its stray first line, on a thread of its own; told
+/// at its end.
+fn forward(mut pipe: impl Read + Send + 'static, mut to: io::Stderr, stray: &'static [u8]) -> Receiver<()> {
     let (sender, done) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 8192];
-        let mut filter = NoteFilter::default();
+        let mut filter = DropFirstLine::new(stray);
         while let Ok(length @ 1..) = pipe.read(&mut buffer) {
             // Our stderr may be closed; the guest's run goes on.
             let _ = to.write_all(filter.pass(buffer.get(..length).unwrap_or_default()));
@@ -291,65 +380,6 @@ fn forward(mut pipe: impl Read + Send + 'static, mut to: io::Stderr) -> Receiver
     done
 }
 
-/// Drops the first line of a stream if it is the stray note. Holds bytes back
-/// only while they may still become the note.
-#[derive(Default)]
-struct NoteFilter {
-    decided: bool,
-    dropping: bool,
-    held: Vec<u8>,
-}
-
-impl NoteFilter {
-    fn pass<'a>(&'a mut self, bytes: &'a [u8]) -> &'a [u8] {
-        if self.decided {
-            return bytes;
-        }
-        self.held.extend_from_slice(bytes);
-        if !self.dropping {
-            let shared = self.held.len().min(STRAY_NOTE.len());
-            if self.held.get(..shared) != STRAY_NOTE.get(..shared) {
-                self.decided = true;
-                return &self.held;
-            }
-            self.dropping = shared == STRAY_NOTE.len();
-        }
-        let end = self.held.iter().position(|byte| *byte == b'\n').filter(|_| self.dropping);
-        match end {
-            Some(end) => {
-                self.decided = true;
-                self.held.get(end + 1..).unwrap_or_default()
-            }
-            None => &[],
-        }
-    }
-
-    /// What is still held at the end of the stream and is no note.
-    fn rest(&self) -> &[u8] {
-        if self.decided || self.dropping { &[] } else { &self.held }
-    }
-}
-
-fn without_stray_note(stderr: &[u8]) -> &[u8] {
-    if !stderr.starts_with(STRAY_NOTE) {
-        return stderr;
-    }
-    let end = stderr.iter().position(|byte| *byte == b'\n').map_or(stderr.len(), |end| end + 1);
-    stderr.get(end..).unwrap_or_default()
-}
-
-/// smolvm goes by the name of its file; these two are a plain install to it.
-fn prints_stray_note(program: &Path) -> bool {
-    !matches!(program.file_stem().and_then(OsStr::to_str), Some("smolvm" | "smolvm-bin"))
-}
-
-/// The end of a message, without the space around it.
-pub(crate) fn tail(message: &[u8]) -> String {
-    const SHOWN: usize = 4096;
-    let start = message.len().saturating_sub(SHOWN);
-    String::from_utf8_lossy(message.get(start..).unwrap_or_default()).trim().to_owned()
-}
-
 #[cfg(test)]
-#[path = "command_tests.rs"]
+#[path = "tests.rs"]
 mod tests;

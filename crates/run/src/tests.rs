@@ -7,6 +7,7 @@ fn sh(script: &str) -> Invocation {
         program: "sh".into(),
         args: vec!["-c".into(), script.into()],
         env: vec![("GIVEN".into(), "yes".into())],
+        stray: None,
     }
 }
 
@@ -37,7 +38,7 @@ fn a_program_that_hangs_is_killed_with_all_it_started() {
     );
     let began = Instant::now();
     let error = sh(&script).capture(Limits::within(Duration::from_millis(300))).unwrap_err();
-    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(matches!(error, RunError::TimedOut { .. }), "{error}");
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     let pid: i32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
     let left =
@@ -60,7 +61,7 @@ fn a_cancelled_run_ends_early() {
     let flag = Flag(AtomicBool::new(false));
     let began = Instant::now();
     let error = sh("sleep 600").capture(Limits { timeout: None, cancel: &flag }).unwrap_err();
-    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+    assert!(matches!(error, RunError::Cancelled { .. }), "{error}");
     assert!(began.elapsed() < Duration::from_secs(3));
 }
 
@@ -76,28 +77,34 @@ fn a_stream_held_open_by_a_daemon_does_not_hold_up_the_result() {
 fn endless_output_ends_the_program_not_the_disk() {
     let began = Instant::now();
     let error = sh("exec cat /dev/zero").capture(SOON).unwrap_err();
-    assert!(matches!(error, Error::Output { .. }), "{error}");
+    assert!(matches!(error, RunError::Output { .. }), "{error}");
     assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
-fn the_stray_note_is_dropped_and_nothing_else_is() {
-    let note = b"note: no packed assets found for 'smol-vmm' (looked for \xE2\x80\xA6).\nError: real\n";
-    assert_eq!(without_stray_note(note), b"Error: real\n");
-    assert_eq!(without_stray_note(b"note: other\n"), b"note: other\n");
-    assert_eq!(without_stray_note(b"note: no packed assets found, cut"), b"");
-    for pieces in 1..note.len() {
-        let mut filter = NoteFilter::default();
-        let mut out = Vec::new();
-        for piece in note.chunks(pieces) {
-            out.extend_from_slice(filter.pass(piece));
+fn what_is_fed_arrives_and_a_reader_that_goes_away_is_judged_by_its_exit_code() {
+    let captured = sh("cat").feed(SOON, |to| to.write_all(&[7; 300_000])).unwrap();
+    assert_eq!(captured.stdout, [7; 300_000]);
+    let endless = |to: &mut ChildStdin| -> io::Result<()> {
+        loop {
+            to.write_all(&[7; 4096])?;
         }
-        out.extend_from_slice(filter.rest());
-        assert_eq!(out, b"Error: real\n", "in pieces of {pieces}");
-    }
-    let mut filter = NoteFilter::default();
-    assert_eq!(filter.pass(b"note: n"), b"");
-    assert_eq!(filter.rest(), b"note: n");
+    };
+    assert!(sh("head -c 3 > /dev/null").feed(SOON, endless).is_ok());
+    let error = sh("head -c 3 > /dev/null; echo why >&2; exit 2").feed(SOON, endless).unwrap_err();
+    assert!(matches!(error, RunError::Failed { .. }) && error.to_string().contains("why"), "{error}");
+    let error = sh("sleep 600").feed(Limits::within(Duration::from_millis(100)), endless).unwrap_err();
+    assert!(matches!(error, RunError::TimedOut { .. }), "{error}");
+}
+
+#[test]
+fn an_input_that_breaks_off_is_never_taken_for_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    let script = format!("cat > /dev/null && touch {}", whole.display());
+    let error = sh(&script).feed(SOON, |_| Err(io::Error::other("broken off"))).unwrap_err();
+    assert!(matches!(error, RunError::Input { .. }) && error.to_string().contains("broken off"), "{error}");
+    assert!(!whole.exists());
 }
 
 #[test]

@@ -14,7 +14,24 @@ static UNDER_WAY: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 /// Counts a program among those under way until it is dropped, which must be
 /// after the program was waited for: its number is nobody else's until then.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Pid);
+pub struct UnderWay(Pid);
+
+impl UnderWay {
+    /// Ends it with all it has started: asks, and after a second makes it.
+    pub fn end(&self, child: &mut Child) {
+        // Failing means that it is gone already.
+        let _ = kill_process_group(self.0, Signal::TERM);
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_secs(1) {
+            if !matches!(child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let _ = kill_process_group(self.0, Signal::KILL);
+        let _ = child.wait();
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -23,7 +40,10 @@ impl Drop for UnderWay {
 }
 
 /// Starts a program in a process group of its own.
-pub(crate) fn spawn(command: &mut Command) -> std::io::Result<(Child, UnderWay)> {
+///
+/// # Errors
+/// If it cannot be started.
+pub fn spawn(command: &mut Command) -> std::io::Result<(Child, UnderWay)> {
     let mut under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
     let child = command.process_group(0).spawn()?;
     let pid = Pid::from_child(&child);
@@ -31,8 +51,9 @@ pub(crate) fn spawn(command: &mut Command) -> std::io::Result<(Child, UnderWay)>
     Ok((child, UnderWay(pid)))
 }
 
-/// Asks every program that this crate has under way, and all that those have
-/// started, to end. Does not wait for them.
+/// Asks every program that is under way, and all that those have started, to
+/// end. Does not wait for them. Not those that have this process's terminal,
+/// which hear of its signals themselves.
 pub fn end_all() {
     for pid in UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         // Failing means that it is gone already.

@@ -1,0 +1,143 @@
+//! Which agent a launch is of, and how it is had: found, or built first.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use smolcellar_launcher::{Egress, ImageRef, SidecarSpec};
+use smolcellar_pipeline::{AgentSpec, Source, changed, last_built};
+use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store};
+
+use crate::args::Launch;
+use crate::commands::build_agent;
+use crate::config::Config;
+use crate::exit::Usage;
+use crate::interrupt::EndChildren;
+use crate::session::Session;
+
+/// What is to be launched: an agent of the configuration, or one that was
+/// built from an archive and has its name from there.
+pub(crate) struct Target {
+    pub(crate) name: String,
+    project: PathBuf,
+    config: Option<Config>,
+    pub(crate) agent: Option<AgentSpec>,
+    pub(crate) image: Option<ImageRef>,
+    /// Why the configuration cannot build it.
+    problem: Option<anyhow::Error>,
+}
+
+impl Target {
+    pub(crate) fn find(session: &Session, args: &Launch) -> Result<Self> {
+        let config = session.config()?;
+        let project = match &config {
+            Some(config) => config.project.clone(),
+            None => std::env::current_dir().context("cannot tell the working folder")?,
+        };
+        let name = match (&args.name, &config) {
+            (Some(name), _) => name.clone(),
+            (None, Some(config)) => config.only()?.to_owned(),
+            (None, None) => session.need_config()?.only()?.to_owned(),
+        };
+        let mut problem = None;
+        let mut agent = match &config {
+            Some(config) if config.names().any(|known| known == name) => {
+                match config.agent(&name, None::<Source>, None) {
+                    Ok(agent) => Some(agent),
+                    // It may have been built from an archive.
+                    Err(error) => {
+                        problem = Some(error);
+                        None
+                    }
+                }
+            }
+            _ => None,
+        };
+        let mut image = None;
+        if let Some(AgentSpec { source: Source::Build { build, .. }, .. }) = &mut agent {
+            let configured = config.as_ref().is_some_and(|config| config.names_image(&name));
+            let mut from = if configured { "config" } else { "default" };
+            if let Some(reference) = &args.image {
+                build.tag.clone_from(reference);
+                from = "environment";
+            }
+            image = Some(ImageRef { reference: build.tag.clone(), from });
+        }
+        Ok(Self { name, project, config, agent, image, problem })
+    }
+
+    /// The artifact that the agent was last built to, unless the configuration
+    /// has changed since. `full`: hash all of it.
+    pub(crate) fn built(&self, session: &Session, store: &Store, full: bool) -> Result<Option<Machine>> {
+        let Some(pointer) = last_built(store, &self.project, &self.name) else { return Ok(None) };
+        match store.machine(&pointer.key(), full)? {
+            Lookup::Hit(machine) => {
+                let agent = self.agent.as_ref();
+                let changed = agent.map(|agent| changed(agent, &machine.receipt.inputs)).unwrap_or_default();
+                if changed.is_empty() {
+                    return Ok(Some(*machine));
+                }
+                let text = format!(
+                    "the configuration of '{}' says something else than at its last build ({}): it is built again",
+                    self.name,
+                    changed.join(", ")
+                );
+                session.progress.report(Event::Note { text: &text });
+                Ok(None)
+            }
+            Lookup::Miss => Ok(None),
+            Lookup::Damaged { problem } => {
+                let text =
+                    format!("the artifact of '{}' is damaged ({problem}); it is built again", self.name);
+                session.progress.report(Event::Warn { text: &text });
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether there is a way to build it; if not, an error that says so.
+    pub(crate) fn buildable(&mut self) -> Result<()> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
+        match (&self.agent, &self.config) {
+            (Some(_), _) => Ok(()),
+            (None, Some(config)) => config.check_name(&self.name),
+            (None, None) => {
+                let text =
+                    format!("there is no artifact of '{}', and no configuration to build it from", self.name);
+                Err(Usage(text).into())
+            }
+        }
+    }
+
+    /// Builds it.
+    pub(crate) fn build(&self, session: &Session, store: &Store) -> Result<Machine> {
+        let Some(agent) = &self.agent else { anyhow::bail!("nothing says how to build '{}'", self.name) };
+        let text = format!("agent '{}' has no artifact yet: building it first", self.name);
+        session.progress.report(Event::Note { text: &text });
+        // Standard output belongs to the guest: stages go to standard error.
+        let observer = session.progress.stages_on_stderr();
+        let _end_children = EndChildren::on_signals()?;
+        let outcome = build_agent::build_with(session, store, agent, &observer)?;
+        let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
+        match store.machine(&key, false)? {
+            Lookup::Hit(machine) => Ok(*machine),
+            Lookup::Miss | Lookup::Damaged { .. } => {
+                anyhow::bail!(
+                    "the artifact of '{}' was removed as soon as it was built; run the command again",
+                    self.name
+                )
+            }
+        }
+    }
+
+    /// What the configuration lets it reach.
+    pub(crate) fn egress(&self) -> Egress {
+        self.config.as_ref().map(|config| config.egress(&self.name)).unwrap_or_default()
+    }
+
+    /// The container beside it, if the configuration has one.
+    pub(crate) fn sidecar(&self) -> Result<Option<SidecarSpec>> {
+        self.config.as_ref().map_or(Ok(None), |config| config.sidecar(&self.name))
+    }
+}
