@@ -16,6 +16,9 @@ pub(crate) const CANDIDATES: u32 = 64;
 const FIRST: u32 = u32::from_be_bytes([10, 64, 0, 0]);
 /// How many /24 are in a /10.
 const COUNT: u32 = 1 << 14;
+/// From one candidate to the next: into another /16, as one network often has
+/// a whole one (Podman's own has 10.88.0.0/16). Odd, so that all differ.
+const STEP: u32 = 257;
 
 impl Subnet {
     /// The `turn`th candidate of a machine.
@@ -24,7 +27,7 @@ impl Subnet {
         let mut hasher = DefaultHasher::new();
         hasher.write(machine.as_bytes());
         let start = (hasher.finish() % u64::from(COUNT)) as u32;
-        Self(FIRST + ((start + turn) % COUNT) * 256)
+        Self(FIRST + ((start + turn * STEP) % COUNT) * 256)
     }
 
     /// `10.64.0.0/24`.
@@ -91,6 +94,9 @@ mod tests {
     fn candidates_are_of_the_name_and_all_different() {
         let all: HashSet<String> = (0..CANDIDATES).map(|turn| Subnet::candidate("m", turn).cidr()).collect();
         assert_eq!(all.len(), CANDIDATES as usize);
+        let wide: HashSet<u8> =
+            (0..4).map(|turn| Subnet::candidate("m", turn).gateway().octets()[1]).collect();
+        assert_eq!(wide.len(), 4, "one /16 that is taken must not take them all");
         assert_eq!(Subnet::candidate("m", 0), Subnet::candidate("m", 0));
         assert_ne!(Subnet::candidate("m", 0), Subnet::candidate("n", 0));
         for turn in 0..COUNT {
