@@ -65,6 +65,14 @@ pub enum StoreError {
         /// The digest it has.
         actual: Digest,
     },
+    /// Nothing in the store is called that, or more than one thing is.
+    #[error("no artifact '{wanted}': {problem}")]
+    NoEntry {
+        /// What was asked for.
+        wanted: String,
+        /// Why it names nothing.
+        problem: String,
+    },
     /// Whoever waited for a lock does not any more.
     #[error("waiting for {key} was interrupted")]
     GaveUp {

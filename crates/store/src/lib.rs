@@ -13,6 +13,7 @@ mod blobs;
 mod bucket;
 mod digest;
 mod error;
+mod find;
 pub mod fsio;
 mod lease;
 mod lock;

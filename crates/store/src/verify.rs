@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::Result;
+use crate::find::hex_name;
 use crate::machines::{Lookup, MachineKey, list};
 use crate::report::{Event, Reporter};
 use crate::root::Store;
@@ -175,10 +176,6 @@ impl Work {
             Self::Blob(path, _) | Self::Machine(path, _) | Self::Stage(path, _, _) => path,
         }
     }
-}
-
-fn hex_name(path: &std::path::Path) -> Option<Digest> {
-    path.file_name().and_then(|name| Digest::from_hex(&name.to_string_lossy()).ok())
 }
 
 fn size_of_file(path: &std::path::Path) -> u64 {
