@@ -9,6 +9,7 @@ use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::fsio;
+use crate::lock::Publishing;
 use crate::root::Store;
 
 /// A blob that a receipt needs.
@@ -60,11 +61,12 @@ impl Store {
         fsio::read_sealed(&self.stage_path(image, stage), StageReceipt::SCHEMA)
     }
 
-    /// Commits a stage: the last write of it.
+    /// Commits a stage: the last write of it, under the lock that its blobs were
+    /// published under.
     ///
     /// # Errors
     /// [`crate::StoreError::Io`].
-    pub fn commit_stage(&self, receipt: &StageReceipt) -> Result<()> {
+    pub fn commit_stage(&self, receipt: &StageReceipt, _: &Publishing) -> Result<()> {
         fsio::write_sealed(&self.scratch()?, &self.stage_path(&receipt.image, &receipt.stage), receipt)
     }
 
