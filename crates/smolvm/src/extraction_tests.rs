@@ -38,14 +38,16 @@ impl Cache {
     }
 }
 
-fn located(variables: &[(&str, &str)]) -> Option<PathBuf> {
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+fn located(variables: Variables<'_>) -> Option<PathBuf> {
     let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
     Extractions::locate(variable).map(|found| found.folder())
 }
 
 #[test]
 fn copies_are_where_the_variables_put_smolvms_cache() {
-    let cases: [(&[(&str, &str)], Option<&str>); 7] = [
+    let cases: [(Variables<'_>, Option<&str>); 7] = [
         (&[("HOME", "/h")], Some("/h/.cache")),
         (&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], Some("/x")),
         (&[("HOME", "/h"), ("XDG_CACHE_HOME", "x")], Some("/h/.cache")),
