@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::builder::Resettable;
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
+use smolcellar_store::gc::{Amount, parse_age};
 
 use crate::output::Format;
 use crate::progress::Style;
@@ -52,6 +53,9 @@ pub(crate) struct Global {
     /// Give up on a lock after this many seconds (exit code 5).
     #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds, env = "SMOLCELLAR_LOCK_TIMEOUT")]
     pub(crate) lock_timeout: Option<Duration>,
+    /// Do not collect the cache after a build, whatever the configuration says.
+    #[arg(long, global = true, env = "SMOLCELLAR_NO_AUTO_GC", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) no_auto_gc: bool,
     /// Show what the programs that are run print.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
@@ -293,8 +297,53 @@ pub(crate) enum Cache {
     Ls,
     /// Show what the cache takes on disk.
     Du,
+    /// Remove what is too old or too much by the policy in the configuration, and what nothing can use.
+    Gc(CacheGc),
+    /// Keep artifacts, whatever the policy says.
+    Pin(Keys),
+    /// Let artifacts go again when the policy says so.
+    Unpin(Keys),
+    /// Remove artifacts.
+    Rm(Keys),
     /// Hash everything in the cache again and say what is wrong (exit code 1 if anything is).
     Verify,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheGc {
+    /// Remove what was not used for longer, as 30d or 12h.
+    #[arg(long, value_name = "AGE", value_parser = parse_age, env = "SMOLCELLAR_GC_MAX_AGE")]
+    pub(crate) max_age: Option<Duration>,
+    /// Remove until the cache takes this much of the disk at most, as 20% or 50GB.
+    #[arg(long, value_name = "SIZE|%", env = "SMOLCELLAR_GC_MAX_SIZE")]
+    pub(crate) max_size: Option<Amount>,
+    /// Remove until this much of the disk is free, as 10% or 20GB.
+    #[arg(long, value_name = "SIZE|%", env = "SMOLCELLAR_GC_MIN_FREE")]
+    pub(crate) min_free: Option<Amount>,
+    /// Keep so many artifacts of each agent, those used last.
+    #[arg(long, value_name = "N", env = "SMOLCELLAR_GC_KEEP_LAST")]
+    pub(crate) keep_last: Option<u32>,
+    /// Remove all that is neither pinned nor in use. Of each agent's last artifacts, only --keep-last keeps any.
+    #[arg(long, conflicts_with_all = ["max_age", "max_size", "min_free"])]
+    pub(crate) all: bool,
+    /// Show what would be removed and why, and remove nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Show what must stay and why, and remove nothing.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) roots: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Artifacts.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Keys {
+    /// The artifacts: IMAGE or IMAGE/RECIPE, as `cache ls` shows them, or the first digits of each; or an agent
+    /// of the configuration, for the one that it was last built to.
+    #[arg(value_name = "KEY|AGENT", required = true)]
+    pub(crate) keys: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]

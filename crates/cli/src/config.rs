@@ -10,7 +10,9 @@ use smolcellar_engine::BuildSpec;
 use smolcellar_launcher::{Egress, SidecarSpec};
 use smolcellar_oci::Platform;
 use smolcellar_pipeline::{AgentSpec, DEFAULT_LEVEL, Overrides, Source};
+use smolcellar_store::gc::Policy;
 
+use crate::config_gc::GcTable;
 use crate::config_launch::{EgressTable, SidecarTable};
 use crate::exit::Usage;
 use crate::near::near;
@@ -36,6 +38,8 @@ pub(crate) struct Config {
 struct Tables {
     #[serde(default)]
     agent: BTreeMap<String, Agent>,
+    #[serde(default)]
+    gc: GcTable,
 }
 
 /// `[agent.NAME]`.
@@ -104,6 +108,7 @@ impl Config {
 
     fn checked(project: &Path, file: PathBuf, tables: Tables) -> Result<Self> {
         let config = Self { project: project.to_owned(), file, tables };
+        config.gc_policy()?;
         for name in config.tables.agent.keys() {
             let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
             if name.is_empty()
@@ -118,6 +123,16 @@ impl Config {
             }
         }
         Ok(config)
+    }
+
+    /// Whether the cache is collected after builds.
+    pub(crate) fn gc_auto(&self) -> bool {
+        self.tables.gc.auto()
+    }
+
+    /// How the cache is kept in bounds.
+    pub(crate) fn gc_policy(&self) -> Result<Policy> {
+        self.tables.gc.policy(&self.file.display().to_string())
     }
 
     /// The agents' names.

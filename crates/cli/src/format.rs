@@ -34,9 +34,17 @@ pub(crate) fn ago(time: SystemTime) -> String {
     }
     match age.as_secs() {
         0..60 => "just now".into(),
-        s @ 60..3600 => format!("{} min ago", s / 60),
-        s @ 3600..172_800 => format!("{} h ago", s / 3600),
-        s => format!("{} d ago", s / 86400),
+        _ => format!("{} ago", self::age(age)),
+    }
+}
+
+/// A span of time in the largest unit: "3 h".
+pub(crate) fn age(span: Duration) -> String {
+    match span.as_secs() {
+        s @ 0..60 => format!("{s} s"),
+        s @ 60..3600 => format!("{} min", s / 60),
+        s @ 3600..172_800 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86400),
     }
 }
 

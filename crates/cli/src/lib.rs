@@ -2,8 +2,10 @@
 //! output, progress and complaints to standard error.
 
 mod args;
+mod ask;
 mod commands;
 mod config;
+mod config_gc;
 mod config_launch;
 mod exit;
 mod format;

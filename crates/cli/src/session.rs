@@ -119,6 +119,17 @@ impl Session {
         })
     }
 
+    /// The programs of launches that are there, to ask or to tidy with. None of
+    /// them is needed, or installed.
+    pub(crate) fn present_tools(&self, store: &Store) -> Tools {
+        let config = RuntimeConfig { dir: self.global.smolvm_dir.clone() };
+        let smolvm = smolcellar_smolvm::known(store, &config).ok().flatten();
+        Tools {
+            smolvm: smolvm.and_then(|runtime| Cli::new(&runtime).ok()),
+            engine: Engine::find(self.global.engine.as_deref()).ok(),
+        }
+    }
+
     /// The launch of a machine, and the programs to go on with it.
     pub(crate) fn launched(&self, store: &Store, machine: &str) -> Result<(Launched, Tools)> {
         let launched = smolcellar_launcher::find(store, machine).map_err(as_usage)?;

@@ -91,7 +91,7 @@ pub(crate) fn tar_entry(path: &str, contents: &[u8], mode: u32) -> io::Result<Ve
 
 /// Removes the images of this store's artifacts that it no longer has. Tidying:
 /// what cannot be removed now may be the next time.
-fn remove_unused(engine: &Engine, store: &Store) {
+pub(crate) fn remove_unused(engine: &Engine, store: &Store) {
     let ours = format!("{STORE}={}", store_label(store));
     for image in engine.images_labelled(&ours, QUERY).unwrap_or_default() {
         let key = engine.image_label(&image, KEY, QUERY).ok().flatten();

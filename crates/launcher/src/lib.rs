@@ -32,6 +32,7 @@ mod signals;
 mod spec;
 mod subnet;
 mod undo;
+mod upkeep;
 
 pub use bounds::Bounds;
 pub use bringup::{Launcher, TakeLog};

@@ -9,6 +9,7 @@ use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageSt
 use smolcellar_store::{Store, UseLock};
 
 use crate::args::BuildAgent;
+use crate::commands::cache::gc;
 use crate::config::bare_agent;
 use crate::exit::{self, Usage};
 use crate::format;
@@ -27,6 +28,9 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     }
     if session.global.format == Format::Human {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
+    }
+    if outcomes.iter().flat_map(|outcome| &outcome.stages).any(|stage| stage.status == StageStatus::Miss) {
+        gc::after_build(session, &store, session.config()?.as_ref());
     }
     Ok(exit::OK)
 }

@@ -1,11 +1,9 @@
 //! What a launch is about to do, for people, and whether they want it.
 
-use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use smolcellar_launcher::{Backend, Plan};
 
-use crate::exit::Declined;
+use crate::ask;
 use crate::format;
 
 /// The plan as a few lines. Names of variables, never their values.
@@ -66,31 +64,7 @@ fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 /// Shows the plan on standard error and asks.
 ///
 /// # Errors
-/// [`Declined`] where there is nobody to ask.
+/// [`crate::exit::Declined`] where there is nobody to ask.
 pub(crate) fn confirm(plan: &Plan) -> Result<bool> {
-    if !stdin().is_terminal() || !stderr().is_terminal() {
-        return Err(
-            Declined("there is no terminal to ask on: say --yes, or look with --dry-run".into()).into()
-        );
-    }
-    let mut err = stderr().lock();
-    write!(err, "{}launch it? [y/N] ", of(plan)).and_then(|()| err.flush()).context("cannot ask")?;
-    let mut answer = String::new();
-    stdin().lock().read_line(&mut answer).context("cannot read the answer")?;
-    Ok(is_yes(&answer))
-}
-
-fn is_yes(answer: &str) -> bool {
-    matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_yes;
-
-    #[test]
-    fn only_yes_is_yes() {
-        assert!(["y\n", "Y", " yes \n"].into_iter().all(is_yes));
-        assert!(!["", "\n", "n", "yep", "no"].into_iter().any(is_yes));
-    }
+    ask::yes(&format!("{}launch it?", of(plan)))
 }

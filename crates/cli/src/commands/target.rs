@@ -9,6 +9,7 @@ use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store, UseL
 
 use crate::args::Launch;
 use crate::commands::build_agent;
+use crate::commands::cache::gc;
 use crate::config::Config;
 use crate::exit::Usage;
 use crate::interrupt::EndChildren;
@@ -126,6 +127,7 @@ impl Target {
         let observer = session.progress.stages_on_stderr();
         let _end_children = EndChildren::on_signals()?;
         let (outcome, in_use) = build_agent::build_with(session, store, agent, &observer)?;
+        gc::after_build(session, store, self.config.as_ref());
         let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
         match store.machine(&key, false)? {
             Lookup::Hit(machine) => Ok((*machine, in_use)),

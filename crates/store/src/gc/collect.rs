@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::bucket::Bucket;
 use crate::digest::Digest;
@@ -71,6 +71,21 @@ impl Store {
         lock::try_exclude(&self.lock_path("gc", ""))?.map(|lock| self.collect_with(lock)).transpose()
     }
 
+    /// Whether nothing was collected for `interval`, by the clock. One system
+    /// call: this is asked after every build.
+    pub fn gc_is_due(&self, interval: Duration) -> bool {
+        let last = fs::symlink_metadata(self.last_gc_path()).and_then(|metadata| metadata.modified());
+        let Ok(last) = last else { return true };
+        // A time far in the future is another clock's, and no reason to wait for it.
+        let now = SystemTime::now();
+        let since = now.duration_since(last).or_else(|_| last.duration_since(now)).unwrap_or_default();
+        since >= interval
+    }
+
+    fn last_gc_path(&self) -> std::path::PathBuf {
+        self.root().join("last-gc")
+    }
+
     fn collect_with(&self, lock: Exclusive) -> Result<Collector<'_>> {
         // Sweeps what dead processes left, as everybody who writes does.
         self.scratch()?;
@@ -123,7 +138,18 @@ impl Collector<'_> {
         if blobs && !done.cut_short {
             self.remove_orphans(&mut done)?;
         }
+        self.note_time();
         Ok(done)
+    }
+
+    /// Notes when this was: the time of the file `last-gc`. It only keeps the
+    /// automatic collection from coming again too soon.
+    fn note_time(&self) {
+        let path = self.store.last_gc_path();
+        let touched = fs::File::open(&path).is_ok_and(|file| file.set_modified(SystemTime::now()).is_ok());
+        if !touched && let Ok(scratch) = self.store.scratch() {
+            let _ = fsio::write_atomic(&scratch, &path, b"");
+        }
     }
 
     /// Removes an artifact, if nothing holds it; the bytes freed, or what holds

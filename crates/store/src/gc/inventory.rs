@@ -55,8 +55,10 @@ pub enum Root {
 pub struct MachineEntry {
     /// Its key.
     pub key: MachineKey,
-    /// The agent that it was first built for.
+    /// The agent that it was first built for; empty if its receipt is damaged.
     pub agent: String,
+    /// Its SHA-256, by its receipt.
+    pub sha256: Option<Digest>,
     /// Allocated bytes that go with it.
     pub allocated: u64,
     /// When it was last used.
@@ -227,12 +229,12 @@ impl Store {
         let read = parallel::map(&files, |(key, paths)| self.look_at_machine(key, paths));
         for ((key, paths), seen) in files.into_iter().zip(read) {
             match seen {
-                Seen::Machine { agent, allocated, used, in_use } => {
+                Seen::Machine { agent, sha256, allocated, used, in_use } => {
                     let mut roots = leased.roots(&key);
                     roots.extend(pins.contains(&key).then_some(Root::Pinned));
                     roots.extend(in_use.then_some(Root::InUse));
                     roots.sort();
-                    found.machines.push(MachineEntry { key, agent, allocated, used, roots });
+                    found.machines.push(MachineEntry { key, agent, sha256, allocated, used, roots });
                 }
                 Seen::LeftOver => {
                     for path in paths {
@@ -254,17 +256,18 @@ impl Store {
     fn look_at_machine(&self, key: &MachineKey, paths: &[PathBuf]) -> Seen {
         let of = |extension: &str| paths.iter().find(|path| path.extension().is_some_and(|e| e == extension));
         let (Some(artifact), Some(receipt)) = (of("smolmachine"), of("json")) else { return Seen::LeftOver };
-        let agent = match fsio::read_sealed::<MachineReceipt>(receipt, MachineReceipt::SCHEMA) {
-            Ok(Some(receipt)) => receipt.agent,
+        let (agent, sha256) = match fsio::read_sealed::<MachineReceipt>(receipt, MachineReceipt::SCHEMA) {
+            Ok(Some(receipt)) => (receipt.agent, Some(receipt.sha256)),
             Err(StoreError::Newer { path, .. }) => return Seen::Newer(path),
             // Damaged: nothing trusts it, and `verify` names it. Until then it is
             // an artifact of nobody's, that goes as all others do.
-            Ok(None) | Err(_) => String::new(),
+            Ok(None) | Err(_) => (String::new(), None),
         };
         let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |metadata| allocated(&metadata));
         let used = of("stat").unwrap_or(artifact);
         Seen::Machine {
             agent,
+            sha256,
             allocated: paths.iter().map(|path| size(path)).sum(),
             used: fs::metadata(used).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH),
             in_use: lock::is_held_at(&self.lock_path("use", &key.lock_name()))
@@ -316,7 +319,7 @@ impl Store {
 }
 
 enum Seen {
-    Machine { agent: String, allocated: u64, used: SystemTime, in_use: bool },
+    Machine { agent: String, sha256: Option<Digest>, allocated: u64, used: SystemTime, in_use: bool },
     LeftOver,
     Newer(PathBuf),
 }

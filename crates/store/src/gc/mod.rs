@@ -17,4 +17,4 @@ mod race_tests;
 pub use collect::{Collected, Collector, Spared};
 pub use inventory::{Disk, ImageEntry, Inventory, Loose, LooseKind, MachineEntry, Root};
 pub use plan::{Entry, Kept, Limit, Plan, Reason, Removal, plan};
-pub use policy::{Amount, Policy};
+pub use policy::{Amount, Policy, parse_age};

@@ -41,6 +41,7 @@ fn machines() -> impl Strategy<Value = Vec<MachineEntry>> {
         let entry = |((image, recipe), (agent, allocated, days, root))| MachineEntry {
             key: MachineKey { image: digest(image), recipe: digest(recipe) },
             agent: ["", "a", "b", "c"][usize::from(agent)].into(),
+            sha256: None,
             allocated,
             used: day(days),
             roots: Option::into_iter(root).collect(),
@@ -261,6 +262,7 @@ fn without_any_wish_only_what_nothing_can_use_goes() {
     let machine = MachineEntry {
         key: MachineKey { image: digest(0), recipe: digest(0) },
         agent: "a".into(),
+        sha256: None,
         allocated: 100,
         used: day(4000),
         roots: vec![],
@@ -288,6 +290,7 @@ fn ten_years_forth_or_back_ages_but_never_endangers() {
     let held = MachineEntry {
         key: MachineKey { image: digest(0), recipe: digest(0) },
         agent: "a".into(),
+        sha256: None,
         allocated: 100,
         used: day(0),
         roots: vec![Root::Leased { machine: "m".into() }],

@@ -79,6 +79,27 @@ impl fmt::Display for Amount {
     }
 }
 
+/// An age: `30d`, `12h`, `45m`, `90s`, `2w`.
+///
+/// # Errors
+/// A text that says how to write it.
+pub fn parse_age(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is no age; write it as 30d, 12h or 45m");
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit.trim() {
+        "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +116,17 @@ mod tests {
         for text in ["", "%", "101%", "5 cows", "-1", "1e3", "1..2", "99999TiB"] {
             let error = text.parse::<Amount>().unwrap_err();
             assert!(error.contains("20%"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        let seconds = |text| parse_age(text).map(|age| age.as_secs());
+        assert_eq!(seconds("30d"), Ok(2_592_000));
+        assert_eq!(seconds(" 12 h "), Ok(43_200));
+        assert_eq!(seconds("2w"), Ok(1_209_600));
+        for text in ["", "d", "30", "1.5h", "1y", "-1d", "99999999999999999999w", "9999999999999999w"] {
+            assert!(parse_age(text).unwrap_err().contains("30d"), "{text}");
         }
     }
 }

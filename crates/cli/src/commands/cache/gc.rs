@@ -1,0 +1,408 @@
+//! `cache gc`: the cache kept in bounds, on request and after builds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use smolcellar_launcher::{Launcher, Signals};
+use smolcellar_store::gc::{self, Collected, Entry, Inventory, Limit, LooseKind, Plan, Policy, Reason, Root};
+use smolcellar_store::{Digest, Event, MachineKey, Reporter, Store};
+
+use crate::args::CacheGc;
+use crate::ask;
+use crate::config::Config;
+use crate::config_gc::GcTable;
+use crate::exit;
+use crate::format;
+use crate::output::{self, Format};
+use crate::session::Session;
+
+/// How often the cache is collected after a build.
+const INTERVAL: Duration = Duration::from_secs(86_400);
+/// How long that may take; what is left goes another day.
+const BOUND: Duration = Duration::from_secs(10);
+/// How often a plan is made again because something of it was in use.
+const ROUNDS: u32 = 3;
+/// So many rows of a long list are shown.
+const ROWS: usize = 40;
+
+pub(super) fn run(session: &Session, args: &CacheGc) -> Result<u8> {
+    let policy = policy(session, args)?;
+    let store = session.store()?;
+    // A dry run changes nothing, not even this.
+    if !args.dry_run && !args.roots {
+        reap(session, &store);
+    }
+    let inventory = store.inventory()?;
+    for path in &inventory.opaque {
+        let text = format!("{} is of a newer smolcellar; what it may name stays", path.display());
+        session.progress.report(Event::Warn { text: &text });
+    }
+    let plan = gc::plan(&inventory, &policy, SystemTime::now());
+    if args.roots {
+        return roots(session, &plan);
+    }
+    let human = session.global.format == Format::Human;
+    if human {
+        show(&plan)?;
+    }
+    if args.dry_run || plan.remove.is_empty() {
+        if !human {
+            output::json(&plan_json(&plan, None))?;
+        }
+        warn_unmet(session, &plan);
+        return Ok(exit::OK);
+    }
+    let question = format!("remove {}?", entries(plan.remove.len()));
+    if !args.yes && !ask::yes(&question)? {
+        return Ok(exit::DECLINED);
+    }
+    let mut done = collect(session, &store, &policy, None)?;
+    // Blobs are busy for moments: what was left of them goes now, if it can.
+    if done.cut_short {
+        let more = collect(session, &store, &policy, None)?;
+        done.cut_short = more.cut_short;
+        add(&mut done, more);
+    }
+    match human {
+        true => output::line(&summary(&done))?,
+        false => output::json(&plan_json(&plan, Some(&done)))?,
+    }
+    for spared in &done.spared {
+        let by: Vec<_> = spared.roots.iter().map(held_by).collect();
+        let text = format!("{} stayed: {}", what(&spared.entry), by.join(", "));
+        session.progress.report(Event::Warn { text: &text });
+    }
+    warn_unmet(session, &gc::plan(&store.inventory()?, &policy, SystemTime::now()));
+    Ok(exit::OK)
+}
+
+/// After a build: keeps the cache in bounds, at most once a day, without
+/// waiting for anybody. It never fails a build.
+pub(crate) fn after_build(session: &Session, store: &Store, config: Option<&Config>) {
+    let auto = config.is_none_or(Config::gc_auto) && !session.global.no_auto_gc;
+    if !auto || !store.gc_is_due(INTERVAL) {
+        return;
+    }
+    let collected = (|| -> Result<Option<Collected>> {
+        let policy = match config {
+            Some(config) => config.gc_policy()?,
+            None => GcTable::default().policy("")?,
+        };
+        // Somebody else does it.
+        let Some(collector) = store.try_collector()? else { return Ok(None) };
+        let inventory = store.inventory()?;
+        let plan = gc::plan(&inventory, &policy, SystemTime::now());
+        let deadline = Some(Instant::now() + BOUND);
+        let done = collector.carry_out(&plan, deadline, &session.progress)?;
+        drop(collector);
+        tidy(session, store, &Digests::of(&inventory).among(&done.removed));
+        Ok(Some(done))
+    })();
+    match collected {
+        Ok(Some(done)) if !done.removed.is_empty() => {
+            let text = format!(
+                "cache: {} (`cargo xtask cache gc --dry-run` shows the policy at work)",
+                summary(&done)
+            );
+            session.progress.report(Event::Note { text: &text });
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let text = format!("the cache could not be collected: {error:#}");
+            session.progress.report(Event::Warn { text: &text });
+        }
+    }
+}
+
+/// Plans under the collector's lock and carries it out. What turns out to be in
+/// use is planned around.
+fn collect(
+    session: &Session,
+    store: &Store,
+    policy: &Policy,
+    deadline: Option<Instant>,
+) -> Result<Collected> {
+    let signals = Signals::catch()?;
+    let reporter = Patient(session, &signals);
+    let collector = store.collector(&reporter)?;
+    let mut all = Collected::default();
+    let mut gone = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let inventory = store.inventory()?;
+        let plan = gc::plan(&inventory, policy, SystemTime::now());
+        let done = collector.carry_out(&plan, deadline, &reporter)?;
+        gone.extend(Digests::of(&inventory).among(&done.removed));
+        let again = !done.spared.is_empty();
+        add(&mut all, done);
+        if !again {
+            break;
+        }
+    }
+    drop(collector);
+    tidy(session, store, &gone);
+    Ok(all)
+}
+
+fn add(all: &mut Collected, done: Collected) {
+    all.removed.extend(done.removed);
+    all.freed += done.freed;
+    all.spared = done.spared;
+    all.cut_short |= done.cut_short;
+}
+
+/// Gives up when a signal came.
+struct Patient<'a>(&'a Session, &'a Signals);
+
+impl Reporter for Patient<'_> {
+    fn report(&self, event: Event<'_>) {
+        self.0.progress.report(event);
+    }
+    fn gives_up(&self) -> bool {
+        smolcellar_launcher::Interrupt::signal(self.1).is_some()
+    }
+}
+
+/// Ends the leases of machines that are proved gone.
+pub(super) fn reap(session: &Session, store: &Store) {
+    let Ok(signals) = Signals::catch() else { return };
+    let launcher = Launcher::new(session.present_tools(store), store, &session.progress, &signals);
+    if let Err(error) = launcher.reap() {
+        let text = format!("cannot tell which machines are gone: {error}");
+        session.progress.report(Event::Warn { text: &text });
+    }
+}
+
+/// Removes what others keep of artifacts that are gone.
+pub(super) fn tidy(session: &Session, store: &Store, gone: &BTreeSet<Digest>) {
+    if gone.is_empty() {
+        return;
+    }
+    let Ok(signals) = Signals::catch() else { return };
+    Launcher::new(session.present_tools(store), store, &session.progress, &signals).tidy(gone);
+}
+
+/// What others know artifacts by.
+pub(super) struct Digests(BTreeMap<MachineKey, Digest>);
+
+impl Digests {
+    pub(super) fn of(inventory: &Inventory) -> Self {
+        let digest = |machine: &gc::MachineEntry| Some((machine.key, machine.sha256?));
+        Self(inventory.machines.iter().filter_map(digest).collect())
+    }
+
+    pub(super) fn among<'a>(&self, removed: impl IntoIterator<Item = &'a Entry>) -> BTreeSet<Digest> {
+        let digest = |entry: &Entry| match entry {
+            Entry::Machine(key) => self.0.get(key).copied(),
+            _ => None,
+        };
+        removed.into_iter().filter_map(digest).collect()
+    }
+}
+
+fn show(plan: &Plan) -> Result<()> {
+    if plan.remove.is_empty() {
+        return output::line(&format!("nothing to remove; the cache holds {}", format::bytes(plan.before)));
+    }
+    let row = |removal: &gc::Removal| {
+        vec![format::bytes(removal.frees), what(&removal.entry), why(&removal.reason)]
+    };
+    let rows: Vec<_> = plan.remove.iter().take(ROWS).map(row).collect();
+    output::table(&["FREES", "ENTRY", "REASON"], &[true, false, false], &rows)?;
+    if plan.remove.len() > ROWS {
+        output::line(&format!("… and {} more (all of them with --format json)", plan.remove.len() - ROWS))?;
+    }
+    let (removed, frees) = (entries(plan.remove.len()), format::bytes(plan.frees()));
+    let (before, after) = (format::bytes(plan.before), format::bytes(plan.after));
+    output::line(&format!("{removed}, {frees}: the cache goes from {before} to {after}"))
+}
+
+fn roots(session: &Session, plan: &Plan) -> Result<u8> {
+    if session.global.format == Format::Json {
+        for kept in &plan.kept {
+            output::json(&kept_json(kept))?;
+        }
+        return Ok(exit::OK);
+    }
+    if plan.kept.is_empty() {
+        output::line("nothing is held: no pins, no machines, and nothing that --keep-last keeps")?;
+        return Ok(exit::OK);
+    }
+    let row = |kept: &gc::Kept| {
+        let by: Vec<_> = kept.roots.iter().map(held_by).collect();
+        vec![kept.key.to_string(), format::bytes(kept.allocated), by.join(", ")]
+    };
+    let rows: Vec<_> = plan.kept.iter().map(row).collect();
+    output::table(&["ARTIFACT", "ON DISK", "HELD BY"], &[false, true, false], &rows)?;
+    Ok(exit::OK)
+}
+
+fn summary(done: &Collected) -> String {
+    let rest = if done.cut_short { "; the rest is busy and goes another time" } else { "" };
+    format!("{} removed, {} freed{rest}", entries(done.removed.len()), format::bytes(done.freed))
+}
+
+fn warn_unmet(session: &Session, plan: &Plan) {
+    for limit in &plan.unmet {
+        let text = match limit {
+            Limit::MaxSize(most) => format!(
+                "the cache still takes {}, more than the {} of --max-size: all else is held (--roots shows by whom) \
+                 or is no artifact (`cargo xtask cache du`)",
+                format::bytes(plan.after),
+                format::bytes(*most)
+            ),
+            Limit::MinFree(least) => format!(
+                "less than the {} of --min-free are free: what is left in the cache, {}, is held (--roots shows by \
+                 whom) or is no artifact (`cargo xtask cache du`)",
+                format::bytes(*least),
+                format::bytes(plan.after)
+            ),
+        };
+        session.progress.report(Event::Warn { text: &text });
+    }
+}
+
+fn entries(count: usize) -> String {
+    format::count(count, "entry", "entries")
+}
+
+fn what(entry: &Entry) -> String {
+    match entry {
+        Entry::Machine(key) => format!("artifact {key}"),
+        Entry::Image(image) => format!("image {}", image.short()),
+        Entry::Blob(digest) => format!("blob {}", digest.short()),
+        Entry::Loose(LooseKind::LeftOver(key), _) => format!("left over of {key}"),
+        Entry::Loose(LooseKind::Quarantined, path) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            format!("quarantined {name}")
+        }
+    }
+}
+
+fn why(reason: &Reason) -> String {
+    match reason {
+        Reason::Orphan => "no receipt names it".into(),
+        Reason::LeftOver => "from a run that was cut off".into(),
+        Reason::Quarantined(age) => format!("damaged, put aside {} ago", format::age(*age)),
+        Reason::Unused(age) => format!("not used for {}", format::age(*age)),
+        Reason::Derived(limit) => format!("its artifact is there, and {}", exceeded(limit)),
+        Reason::LeastRecent(limit) => format!("used longest ago, and {}", exceeded(limit)),
+        Reason::All => "all is to go".into(),
+    }
+}
+
+fn exceeded(limit: &Limit) -> String {
+    match limit {
+        Limit::MaxSize(most) => format!("the cache takes more than {}", format::bytes(*most)),
+        Limit::MinFree(least) => format!("less than {} of the disk are free", format::bytes(*least)),
+    }
+}
+
+pub(super) fn held_by(root: &Root) -> String {
+    match root {
+        Root::Pinned => "pinned".into(),
+        Root::Leased { machine } => format!("machine {machine}"),
+        Root::InUse => "in use".into(),
+        Root::Last { agent } => format!("one of the last of agent {agent}"),
+        Root::Unknown { lease } => {
+            format!("a lease that cannot be read: {} (see cache-layout.md)", lease.display())
+        }
+    }
+}
+
+fn root_json(root: &Root) -> Value {
+    match root {
+        Root::Pinned => json!({ "kind": "pinned" }),
+        Root::Leased { machine } => json!({ "kind": "leased", "machine": machine }),
+        Root::InUse => json!({ "kind": "in-use" }),
+        Root::Last { agent } => json!({ "kind": "last", "agent": agent }),
+        Root::Unknown { lease } => json!({ "kind": "unknown", "lease": lease }),
+    }
+}
+
+fn kept_json(kept: &gc::Kept) -> Value {
+    let roots: Vec<_> = kept.roots.iter().map(root_json).collect();
+    let (image, recipe) = (kept.key.image, kept.key.recipe);
+    json!({ "image_id": image, "recipe": recipe, "allocated": kept.allocated, "roots": roots })
+}
+
+fn entry_json(entry: &Entry) -> Value {
+    match entry {
+        Entry::Machine(key) => json!({ "kind": "artifact", "image_id": key.image, "recipe": key.recipe }),
+        Entry::Image(image) => json!({ "kind": "image", "image_id": image }),
+        Entry::Blob(digest) => json!({ "kind": "blob", "digest": digest }),
+        Entry::Loose(LooseKind::LeftOver(_), path) => json!({ "kind": "left-over", "path": path }),
+        Entry::Loose(LooseKind::Quarantined, path) => json!({ "kind": "quarantined", "path": path }),
+    }
+}
+
+fn reason_name(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Orphan => "orphan",
+        Reason::LeftOver => "left-over",
+        Reason::Quarantined(_) => "quarantined",
+        Reason::Unused(_) => "unused",
+        Reason::Derived(_) => "derived",
+        Reason::LeastRecent(_) => "least-recent",
+        Reason::All => "all",
+    }
+}
+
+/// The plan, and what came of it if it was carried out.
+fn plan_json(plan: &Plan, done: Option<&Collected>) -> Value {
+    let removal = |removal: &gc::Removal| {
+        let age = match removal.reason {
+            Reason::Unused(age) | Reason::Quarantined(age) => Some(age.as_secs()),
+            _ => None,
+        };
+        json!({
+            "entry": entry_json(&removal.entry),
+            "reason": reason_name(&removal.reason),
+            "age": age,
+            "frees": removal.frees,
+        })
+    };
+    let limit = |limit: &Limit| match limit {
+        Limit::MaxSize(bytes) => json!({ "limit": "max-size", "bytes": bytes }),
+        Limit::MinFree(bytes) => json!({ "limit": "min-free", "bytes": bytes }),
+    };
+    let done = done.map(|done| {
+        let spared = |spared: &gc::Spared| {
+            let roots: Vec<_> = spared.roots.iter().map(root_json).collect();
+            json!({ "entry": entry_json(&spared.entry), "roots": roots })
+        };
+        json!({
+            "removed": done.removed.iter().map(entry_json).collect::<Vec<_>>(),
+            "freed": done.freed,
+            "spared": done.spared.iter().map(spared).collect::<Vec<_>>(),
+            "cut_short": done.cut_short,
+        })
+    });
+    json!({
+        "remove": plan.remove.iter().map(removal).collect::<Vec<_>>(),
+        "kept": plan.kept.iter().map(kept_json).collect::<Vec<_>>(),
+        "before": plan.before,
+        "after": plan.after,
+        "unmet": plan.unmet.iter().map(limit).collect::<Vec<_>>(),
+        "done": done,
+    })
+}
+
+/// The policy of the configuration, or of the command line where that has one.
+fn policy(session: &Session, args: &CacheGc) -> Result<Policy> {
+    if args.all {
+        return Ok(Policy { all: true, keep_last: args.keep_last.unwrap_or(0), ..Policy::default() });
+    }
+    let policy = match session.config()? {
+        Some(config) => config.gc_policy()?,
+        None => GcTable::default().policy("")?,
+    };
+    Ok(Policy {
+        max_age: args.max_age.or(policy.max_age),
+        max_size: args.max_size.or(policy.max_size),
+        min_free: args.min_free.or(policy.min_free),
+        keep_last: args.keep_last.unwrap_or(policy.keep_last),
+        all: false,
+    })
+}
