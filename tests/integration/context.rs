@@ -142,7 +142,9 @@ fn listed(dir: &Path, dockerfile: &str) -> Files {
     let files = listing.files.iter().map(|(path, file)| {
         let mode = u32::from(file.mode);
         let file = match file.kind {
-            FileKind::File => ('f', mode, file.digest),
+            // The engine gives copies to root, at which the kernel takes away
+            // the bits that act as the owner.
+            FileKind::File => ('f', mode & 0o1777, file.digest),
             FileKind::Folder => ('d', mode, None),
             FileKind::Link => ('l', 0, file.digest),
             FileKind::Other => ('o', mode, None),
@@ -157,6 +159,7 @@ fn a_listing_of_the_context_is_what_the_engine_copies() {
     if !have(&[Need::Docker]) {
         return;
     }
+    let mut wrong = Vec::new();
     for (ignore, dockerfile) in TRICKY {
         let dir = context(ignore, dockerfile);
         let (built, listed) = (built(dir.path(), dockerfile), listed(dir.path(), dockerfile));
@@ -165,9 +168,9 @@ fn a_listing_of_the_context_is_what_the_engine_copies() {
             missing.map(|(path, (kind, mode, _))| format!("{path} ({kind}{mode:o})")).collect()
         };
         let (copied, seen) = (only(&built, &listed), only(&listed, &built));
-        assert!(
-            copied.is_empty() && seen.is_empty(),
-            "{ignore:?} {dockerfile}: only the engine has {copied:?}, only the listing {seen:?}"
-        );
+        if !copied.is_empty() || !seen.is_empty() {
+            wrong.push(format!("{ignore:?} {dockerfile}: the engine copied {copied:?}, listed are {seen:?}"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
