@@ -146,7 +146,8 @@ impl Dockerfile {
         let (flags, _) = flags(&instruction.rest);
         for mount in flags.iter().filter_map(|flag| flag.strip_prefix("--mount=")) {
             let pairs = mount.split(',').map(|pair| pair.trim_matches('"'));
-            for from in pairs.filter_map(|pair| pair.strip_prefix("from=")) {
+            let named = pairs.filter_map(|pair| pair.split_once('='));
+            for (_, from) in named.filter(|(key, _)| key.eq_ignore_ascii_case("from")) {
                 self.source(instruction.line, from, stages);
             }
         }
@@ -233,7 +234,7 @@ mod tests {
     fn images_are_those_that_are_no_stages() {
         let text = "ARG V=1\nFROM rust:1 AS Build\nFROM build as test\nFROM scratch\nCOPY --from=build /a /a\n\
             COPY --chown=1 --from=0 /b /b\nCOPY --from=nginx:1 /c /c\nCOPY --from=7 /d /d\n\
-            RUN --network=none --mount=type=bind,from=busybox,target=/x --mount=type=cache,from=test,target=/y ls\n\
+            RUN --network=none --mount=type=bind,from=busybox,target=/x --mount=type=cache,From=test,target=/y ls\n\
             ONBUILD COPY --from=alpine /e /e\nfrom RUST:1\nFROM rust:1";
         assert_eq!(parse(text).images, ["rust:1", "nginx:1", "7", "busybox", "alpine", "RUST:1"]);
         assert_eq!(blind(text), [""; 0]);

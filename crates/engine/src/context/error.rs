@@ -31,10 +31,10 @@ pub enum ContextError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// An ignore file that is none.
+    /// A Dockerfile or ignore file that cannot be one.
     #[error("{} {problem}; correct it", path.display())]
-    IgnoreFile {
-        /// The ignore file.
+    InputFile {
+        /// The file.
         path: PathBuf,
         /// What is wrong with it.
         problem: &'static str,

@@ -39,9 +39,9 @@ impl Ignore {
     ///
     /// # Errors
     /// [`ContextError::Pattern`] naming the line of a malformed pattern,
-    /// [`ContextError::IgnoreFile`] if the file is not UTF-8.
+    /// [`ContextError::InputFile`] if the file is not UTF-8.
     pub fn parse(path: &Path, bytes: &[u8], builder: Builder) -> Result<Self> {
-        let not_a_file = |problem| ContextError::IgnoreFile { path: path.to_owned(), problem };
+        let not_a_file = |problem| ContextError::InputFile { path: path.to_owned(), problem };
         let text = std::str::from_utf8(bytes).map_err(|_| not_a_file("is not UTF-8"))?;
         let mut rules = Vec::new();
         for (number, line) in text.strip_prefix('\u{feff}').unwrap_or(text).split('\n').enumerate() {

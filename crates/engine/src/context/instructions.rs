@@ -84,6 +84,8 @@ impl Instructions {
                 }
                 break;
             };
+            // Indented, it is a directive to some only.
+            strict &= line.starts_with('#');
             let directive =
                 comment.split_once('=').map(|(key, value)| (key.trim().to_lowercase(), value.trim()));
             match directive {
@@ -198,8 +200,13 @@ mod tests {
     fn the_escape_directive_counts_at_the_top_only() {
         assert_eq!(read("# escape=`\nRUN a `\n b\nRUN c \\\nCMD d").len(), 3);
         assert_eq!(read("# c\n# escape=`\nRUN a `\nCMD b").len(), 2);
-        for unclear in ["# c\n# escape=`\n", "#x=y\n#escape=`\n", "FROM a\nRUN b \\\\\nRUN c", "# escape=x\n"]
-        {
+        for unclear in [
+            "# c\n# escape=`\n",
+            "#x=y\n#escape=`\n",
+            "FROM a\nRUN b \\\\\nRUN c",
+            "# escape=x\n",
+            " # escape=`\n",
+        ] {
             assert!(Instructions::read(unclear).unclear.is_some(), "{unclear:?}");
         }
         for clear in ["# escape=`\n", "# syntax=x\n# Escape = \\\n", "# c\nFROM a\n# escape=`\n"] {

@@ -107,6 +107,28 @@ fn an_excluded_folder_without_exceptions_is_not_walked() {
 }
 
 #[test]
+fn what_is_missing_or_no_file_is_named() {
+    let dir = context(&[]);
+    let gone = dir.path().join("gone");
+    let error = list(&ContextSpec { context: &gone, ..spec(dir.path()) }, None).unwrap_err();
+    assert!(
+        error.to_string().starts_with("cannot examine ") && error.to_string().contains("/gone"),
+        "{error}"
+    );
+    fs::create_dir(dir.path().join(".dockerignore")).unwrap();
+    let error = list(&spec(dir.path()), None).unwrap_err();
+    assert!(error.to_string().ends_with("/.dockerignore is not a file; correct it"), "{error}");
+}
+
+#[test]
+fn folders_may_be_nested_deeper_than_files_may_be_open() {
+    let dir = context(&[]);
+    fs::create_dir_all(dir.path().join(["d"; 1500].join("/"))).unwrap();
+    let found = list_at(&ContextSpec { count_limit: 2000, ..spec(dir.path()) }, None, LATER).unwrap();
+    assert!(matches!(found, Listed::All { listing, .. } if listing.files.len() == 1501));
+}
+
+#[test]
 fn names_that_are_not_utf_8_are_listed_apart_and_kept_when_stored() {
     let dir = context(&[]);
     for name in [&b"a\xff"[..], b"a\xfe", b"a\\xff", b"new\nline"] {

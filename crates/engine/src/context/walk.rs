@@ -75,6 +75,12 @@ pub(super) fn list_at(
     previous: Option<&ContextListing>,
     now: i128,
 ) -> Result<Listed> {
+    // Later on, what is not there went away meanwhile.
+    std::fs::metadata(spec.context).map_err(|source| ContextError::Io {
+        operation: "examine",
+        path: spec.context.to_owned(),
+        source,
+    })?;
     let dockerfile = spec.dockerfile.map_or_else(|| usual_dockerfile(spec.context), Path::to_owned);
     let bytes = read(&dockerfile)?;
     let recorded = |path: &Path, bytes: &[u8]| InputFile {
@@ -98,9 +104,18 @@ pub(super) fn list_at(
             }
         }
     }
-    let mut walk =
-        Walk { spec, ignore: &sent, previous, found: BTreeMap::new(), read: Vec::new(), full: false };
-    walk.folder(&[], &Fallen::default(), false)?;
+    let mut walk = Walk {
+        spec,
+        ignore: &sent,
+        previous,
+        found: BTreeMap::new(),
+        read: Vec::new(),
+        pending: vec![Folder { path: Vec::new(), fallen: Fallen::default(), excluded: false }],
+        full: false,
+    };
+    while let Some(folder) = walk.pending.pop().filter(|_| !walk.full) {
+        walk.folder(&folder)?;
+    }
     let Walk { found: mut files, read, full, .. } = walk;
     if full {
         return Ok(Listed::TooMany { count_limit: spec.count_limit });
@@ -134,24 +149,33 @@ struct Walk<'a> {
     found: BTreeMap<ContextPath, ContextFile>,
     /// Files whose contents must be read.
     read: Vec<ContextPath>,
+    /// Folders to look into, one after the other: a context may be nested
+    /// deeper than the stack or the limit of open files.
+    pending: Vec<Folder>,
     /// There is more than the limit.
     full: bool,
 }
 
+/// A folder of the context; the empty path is the context itself.
+struct Folder {
+    path: Vec<u8>,
+    fallen: Fallen,
+    excluded: bool,
+}
+
 impl Walk<'_> {
-    /// Lists what is in a folder of the context (empty: the context itself).
-    /// Depth is bounded by the longest path that the system opens.
-    fn folder(&mut self, folder: &[u8], fallen: &Fallen, excluded: bool) -> Result<()> {
-        let at = self.spec.context.join(ContextPath::new(folder).as_path());
+    /// Lists what is in a folder.
+    fn folder(&mut self, folder: &Folder) -> Result<()> {
+        let at = self.spec.context.join(ContextPath::new(folder.path.clone()).as_path());
         let entries = match std::fs::read_dir(&at) {
             // Looked into only in case an exception is in it.
-            Err(error) if excluded && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(error) if folder.excluded && error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
             entries => entries.map_err(ContextError::io("list", &at))?,
         };
         for entry in entries {
             let name = entry.map_err(ContextError::io("list", &at))?.file_name();
-            let separator: &[u8] = if folder.is_empty() { b"" } else { b"/" };
-            self.entry([folder, separator, name.as_bytes()].concat(), fallen)?;
+            let separator: &[u8] = if folder.path.is_empty() { b"" } else { b"/" };
+            self.entry([&folder.path, separator, name.as_bytes()].concat(), &folder.fallen)?;
             if self.full {
                 return Ok(());
             }
@@ -172,10 +196,11 @@ impl Walk<'_> {
             if !excluded {
                 self.add(place.clone(), plain(FileKind::Folder, &metadata))?;
             }
-            if self.full || excluded && !self.ignore.descends(place.as_bytes(), &own) {
-                return Ok(());
+            if !excluded || self.ignore.descends(place.as_bytes(), &own) {
+                let path = place.as_bytes().to_owned();
+                self.pending.push(Folder { path, fallen: own, excluded });
             }
-            return self.folder(place.as_bytes(), &own, excluded);
+            return Ok(());
         }
         if excluded {
             return Ok(());
@@ -280,11 +305,15 @@ fn ignore_file(spec: &ContextSpec<'_>, dockerfile: &Path) -> Result<Option<(Path
 /// All of a small file, links followed.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let io = |operation| move |source| ContextError::Io { operation, path: path.to_owned(), source };
+    // A pipe would keep us waiting for its other end.
+    if !std::fs::metadata(path).map_err(io("examine"))?.is_file() {
+        return Err(ContextError::InputFile { path: path.to_owned(), problem: "is not a file" });
+    }
     let file = std::fs::File::open(path).map_err(io("open"))?;
     let mut bytes = Vec::new();
     file.take(MAX_INPUT + 1).read_to_end(&mut bytes).map_err(io("read"))?;
     if bytes.len() as u64 > MAX_INPUT {
-        return Err(ContextError::IgnoreFile { path: path.to_owned(), problem: "is larger than 4 MiB" });
+        return Err(ContextError::InputFile { path: path.to_owned(), problem: "is larger than 4 MiB" });
     }
     Ok(bytes)
 }
