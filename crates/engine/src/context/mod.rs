@@ -27,7 +27,8 @@ pub use listing::{ContextFile, ContextListing, FileKind, FileStat, InputFile};
 pub use path::ContextPath;
 pub use walk::{ContextSpec, Listed, list};
 
-/// The two builders differ in what a context holds.
+/// Docker's two builders differ in what a context holds. Podman's is neither:
+/// it prefers `.containerignore` and `Containerfile`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Builder {
     /// The one in the engine: `docker build` without BuildKit. It looks into
