@@ -14,6 +14,7 @@ mod cache;
 mod container;
 mod containerd_store;
 mod contention;
+mod context;
 mod detached;
 mod extraction;
 mod human;

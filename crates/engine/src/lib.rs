@@ -2,11 +2,13 @@
 //!
 //! Architecture invariant: every engine command line is made in `cli` (images)
 //! and `container_argv` (containers, networks); what an engine prints is
-//! understood in `parse`, which runs nothing.
+//! understood in `parse`, which runs nothing. `context` knows what a build
+//! reads, without an engine.
 
 mod cli;
 mod container_argv;
 mod containers;
+pub mod context;
 mod error;
 mod follow;
 mod parse;
