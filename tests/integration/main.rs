@@ -21,3 +21,4 @@ mod launch;
 mod peers;
 mod sidecar;
 mod stand_in;
+mod transfer;

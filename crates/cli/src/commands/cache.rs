@@ -1,5 +1,8 @@
 //! `cache`: a look into the store.
 
+mod export;
+mod import;
+
 use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
@@ -18,6 +21,8 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Ls => ls(session),
         Cache::Du => du(session),
         Cache::Verify => verify(session),
+        Cache::Export(args) => export::run(session, args),
+        Cache::Import(args) => import::run(session, args),
     }
 }
 
