@@ -108,12 +108,12 @@ fn skopeo_reads_an_exported_image_both_ways_and_we_read_it_back() {
         let layout = cellar.path(kind);
         let from = format!("{kind}:{}", out.display());
         let copied = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", &from, &format!("oci:{}:x", layout.display())])
+            .args(["--insecure-policy", "copy", "--quiet", &from, &format!("dir:{}", layout.display())])
             .output()
             .unwrap();
         assert!(copied.status.success(), "{kind}: {}", String::from_utf8_lossy(&copied.stderr));
-        // skopeo compresses layers, which changes manifests, and keeps configs.
-        let config = layout.join("blobs/sha256").join(id.trim_start_matches("sha256:"));
+        // `dir:` takes blobs as they are; `oci:` writes Docker's config anew, which changes the ID.
+        let config = layout.join(id.trim_start_matches("sha256:"));
         assert_eq!(smolcellar_store::Digest::of_file(&config).unwrap().to_string(), id, "{kind}");
     }
     let other = Cellar::new();

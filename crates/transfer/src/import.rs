@@ -83,11 +83,11 @@ pub fn import(
     what: &str,
     expected: &Expected,
     reporter: &dyn Reporter,
-) -> Result<Vec<Imported>, Stopped> {
+) -> Result<Vec<Imported>, Box<Stopped>> {
     let mut import = Import { store, what, expected, reporter, entries: 0, imported: Vec::new() };
     match import.run(input) {
         Ok(()) => Ok(import.imported),
-        Err(error) => Err(Stopped { imported: import.imported, entries: import.entries, error }),
+        Err(error) => Err(Box::new(Stopped { imported: import.imported, entries: import.entries, error })),
     }
 }
 

@@ -24,5 +24,4 @@ pub use image::{ExportedImage, export_image};
 pub use import::{Expected, Imported, Status, What, import};
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests damage files")]
 mod tests;

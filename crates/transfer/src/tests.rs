@@ -126,7 +126,7 @@ fn out(store: &Store, keys: &[MachineKey], with_image: bool) -> Vec<u8> {
     bytes
 }
 
-fn into(store: &Store, bytes: &[u8]) -> Result<Vec<Imported>, Stopped> {
+fn into(store: &Store, bytes: &[u8]) -> Result<Vec<Imported>, Box<Stopped>> {
     import(store, &mut &bytes[..], "x", &Expected::default(), &Quiet)
 }
 
@@ -208,7 +208,7 @@ fn equal_artifacts_of_two_stores_are_equal_exports_in_any_order_of_asking() {
     two.machine(1);
     let bytes = out(&one.store, &keys, true);
     assert_eq!(out(&two.store, &[keys[1], keys[0], keys[1]], true), bytes);
-    assert!(bytes.len() % 512 == 0 && bytes.ends_with(&[0; 1024]));
+    assert!(bytes.len().is_multiple_of(512) && bytes.ends_with(&[0; 1024]));
 }
 
 #[test]

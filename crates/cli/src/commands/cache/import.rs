@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use smolcellar_transfer::{Expected, Imported, Status, Stopped, What, import};
+use smolcellar_transfer::{Expected, Imported, Status, What, import};
 
 use super::export::project;
 use crate::args::CacheImport;
@@ -33,7 +33,7 @@ pub(crate) fn run(session: &Session, args: &CacheImport) -> Result<u8> {
         Ok(imported) => imported,
         Err(stopped) => {
             report(session, &stopped.imported)?;
-            return Err::<u8, Stopped>(stopped).map_err(Into::into);
+            return Err((*stopped).into());
         }
     };
     report(session, &imported)?;
