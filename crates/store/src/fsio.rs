@@ -213,6 +213,35 @@ fn damaged(path: &Path, problem: String) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), problem }
 }
 
+/// A file without a name (open(2), `O_TMPFILE`), of which nothing is left if
+/// this process is killed. `None` where there is no such thing.
+#[cfg(target_os = "linux")]
+fn create_nameless(dir: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // It gets its name by way of this folder.
+    fs::metadata("/proc/self/fd").ok()?;
+    let flags = i32::try_from(rustix::fs::OFlags::TMPFILE.bits()).ok()?;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(dir).ok()
+}
+
+#[cfg(target_os = "linux")]
+fn name_it(file: &File, path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD};
+    use std::os::fd::AsRawFd;
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn create_nameless(_: &Path) -> Option<File> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+fn name_it(_: &File, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// Writes a file for a person, outside the store: `write` fills a new file
 /// beside `dest`, which then gets its name, mode 0644. A link stays a link. A
 /// device or a pipe is written to as it is.
@@ -233,10 +262,16 @@ pub fn write_outside<T, E: From<StoreError>>(
     }
     let parent = parent_of(&dest)?;
     let temp = unused_name(parent, ".smolcellar");
-    let file = create_new(&temp)?;
+    let (file, nameless) = match create_nameless(parent) {
+        Some(file) => (file, true),
+        None => (create_new(&temp)?, false),
+    };
     let written = write(&file).and_then(|value| {
         file.sync_all().map_err(StoreError::io("fsync", &dest))?;
         set_mode(&file, &temp, 0o644)?;
+        if nameless {
+            name_it(&file, &temp).map_err(StoreError::io("name", &temp))?;
+        }
         fs::rename(&temp, &dest).map_err(StoreError::io("rename into place", &dest))?;
         Ok(value)
     });
@@ -352,6 +387,10 @@ mod tests {
         };
         write_outside(&dest, fill(b"one", true)).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What a kill in the middle would leave.
+        let left = |_: &File| Ok::<_, StoreError>(fs::read_dir(dir.path()).unwrap().count());
+        let nameless = create_nameless(dir.path()).is_some();
+        assert_eq!(write_outside(&dest, left).unwrap(), usize::from(!nameless));
         write_outside(&dest, fill(b"one", false)).unwrap();
         assert_eq!(fs::metadata(&dest).unwrap().permissions().mode() & 0o777, 0o644);
         std::os::unix::fs::symlink("out", &link).unwrap();
