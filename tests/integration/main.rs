@@ -15,6 +15,7 @@ mod container;
 mod containerd_store;
 mod contention;
 mod detached;
+mod extraction;
 mod human;
 mod interrupt;
 mod launch;

@@ -36,7 +36,7 @@ pub(crate) fn load(
     if there()? {
         return Ok(());
     }
-    let _loading = store.lock_build(&format!("{}-container", artifact.key), reporter)?;
+    let _loading = store.lock_load(&artifact.key, reporter)?;
     if there()? {
         return Ok(());
     }

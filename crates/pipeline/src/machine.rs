@@ -7,7 +7,9 @@ use std::time::Instant;
 use serde_json::Value;
 use smolcellar_pack::{AgentRootfs, Packed};
 use smolcellar_smolvm::Runtime;
-use smolcellar_store::{Digest, Event, Lookup, Machine, MachineKey, MachineReceipt, Store, TempDir, fsio};
+use smolcellar_store::{
+    BuildLock, Digest, Event, Lookup, Machine, MachineKey, MachineReceipt, Store, TempDir, UseLock, fsio,
+};
 
 use crate::agent::AgentSpec;
 use crate::error::Result;
@@ -53,7 +55,8 @@ pub(crate) fn publish(
     key: &MachineKey,
     inputs: BTreeMap<String, Value>,
     agent: &AgentSpec,
-) -> Result<Machine> {
+    observer: &dyn Observer,
+) -> Result<InUse> {
     let receipt = MachineReceipt {
         schema: MachineReceipt::SCHEMA,
         image: key.image,
@@ -65,26 +68,35 @@ pub(crate) fn publish(
         built_at: crate::run::now(),
         millis: written.millis,
     };
-    Ok(store.publish_machine(&written.file, &written.dir.path().join(NAME), receipt)?)
+    let machine = store.publish_machine(&written.file, &written.dir.path().join(NAME), receipt)?;
+    let lock = store.lock_use(&key.lock_name(), observer)?;
+    Ok(InUse { machine, lock })
 }
 
-/// Looks for the artifact. With `quarantine` (which needs the key's build
-/// lock) a damaged one is moved away, with a line that says so.
+/// An artifact that nothing collects until this is dropped.
+pub(crate) struct InUse {
+    pub(crate) machine: Machine,
+    pub(crate) lock: UseLock,
+}
+
+/// Looks for the artifact, under its use lock: what is found stays. With the
+/// key's build lock a damaged one is moved away, with a line that says so.
 pub(crate) fn look(
     store: &Store,
     key: &MachineKey,
-    quarantine: bool,
+    lock: Option<&BuildLock>,
     observer: &dyn Observer,
-) -> Result<Option<Machine>> {
+) -> Result<Option<InUse>> {
+    let in_use = store.lock_use(&key.lock_name(), observer)?;
     match store.machine(key, false)? {
         Lookup::Hit(machine) => {
             store.touch_machine(key);
-            Ok(Some(*machine))
+            Ok(Some(InUse { machine: *machine, lock: in_use }))
         }
         Lookup::Miss => Ok(None),
         Lookup::Damaged { problem } => {
-            if quarantine {
-                store.quarantine_machine(key)?;
+            if let Some(lock) = lock {
+                store.quarantine_machine(key, lock)?;
                 let text = format!(
                     "the artifact {key} is damaged ({problem}); it was quarantined and is built again"
                 );

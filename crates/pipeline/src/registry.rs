@@ -8,6 +8,7 @@ use smolcellar_oci::{ImageId, image_manifest};
 use smolcellar_store::{Digest, StageReceipt, Store};
 
 use crate::error::Result;
+use crate::outcome::Observer;
 use crate::tarball::blob;
 
 /// The stage's name in the store.
@@ -19,10 +20,12 @@ pub(crate) fn commit(
     id: ImageId,
     config_size: u64,
     layers: &[(Digest, u64)],
+    observer: &dyn Observer,
 ) -> Result<StageReceipt> {
     let began = std::time::Instant::now();
     let manifest = image_manifest((id.0, config_size), layers);
-    let digest = store.blobs().put(&manifest)?;
+    let publishing = store.publishing(observer)?;
+    let digest = store.blobs().put(&manifest, &publishing)?;
     let receipt = StageReceipt {
         schema: StageReceipt::SCHEMA,
         stage: STAGE.into(),
@@ -32,6 +35,6 @@ pub(crate) fn commit(
         built_at: crate::run::now(),
         millis: began.elapsed().as_millis() as u64,
     };
-    store.commit_stage(&receipt)?;
+    store.commit_stage(&receipt, &publishing)?;
     Ok(receipt)
 }

@@ -7,10 +7,11 @@ use serde_json::Value;
 use smolcellar_engine::Engine;
 use smolcellar_oci::ImageId;
 use smolcellar_smolvm::Runtime;
-use smolcellar_store::{BuildLock, Machine, MachineKey, StageReceipt, Store};
+use smolcellar_store::{BuildLock, Machine, MachineKey, StageReceipt, Store, UseLock};
 
 use crate::agent::AgentSpec;
 use crate::error::Result;
+use crate::machine::InUse;
 use crate::outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
 use crate::tarball::Taken;
 use crate::{image, machine, pointer, recipe, registry, tarball};
@@ -28,11 +29,12 @@ pub struct Context<'a> {
     pub observer: &'a dyn Observer,
 }
 
-/// Takes `agent` through all stages, doing only what is missing.
+/// Takes `agent` through all stages, doing only what is missing. Nothing
+/// collects the artifact until the lock is dropped.
 ///
 /// # Errors
 /// [`crate::PipelineError`]; whatever was published before stays and is whole.
-pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<Outcome> {
+pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)> {
     let mut run = Run { context, agent, inputs: recipe::inputs(agent, context.runtime), stages: Vec::new() };
     let recipe = machine::recipe(&run.inputs);
 
@@ -43,7 +45,7 @@ pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<Outcome> {
     if let Some(id) = found.id {
         let key = MachineKey { image: id.0, recipe };
         let began = Instant::now();
-        if let Some(machine) = machine::look(context.store, &key, false, context.observer)? {
+        if let Some(machine) = machine::look(context.store, &key, None, context.observer)? {
             return run.all_hit(id, machine, image_seconds, began);
         }
     }
@@ -80,10 +82,10 @@ impl Run<'_> {
     fn all_hit(
         mut self,
         id: ImageId,
-        machine: Machine,
+        machine: InUse,
         image_seconds: f64,
         began: Instant,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, UseLock)> {
         let store = self.context.store;
         let receipts = [tarball::STAGE, registry::STAGE]
             .map(|stage| store.stage_receipt(&id.0, stage).ok().flatten().map(|receipt| receipt.bytes()));
@@ -96,7 +98,7 @@ impl Run<'_> {
             StageName::Smolmachine,
             StageStatus::Hit,
             began.elapsed().as_secs_f64(),
-            machine.receipt.size,
+            machine.machine.receipt.size,
         );
         self.finish(id, machine)
     }
@@ -108,14 +110,14 @@ impl Run<'_> {
         key: MachineKey,
         engine_id: Option<smolcellar_store::Digest>,
         early: Option<(Taken, f64)>,
-    ) -> Result<Machine> {
+    ) -> Result<InUse> {
         let Context { store, observer, .. } = self.context;
         let image_lock = store.lock_build(&id.0.hex(), observer)?;
         // Whoever had the lock may have built all of it.
         let began = Instant::now();
-        if let Some(machine) = machine::look(store, &key, false, observer)? {
+        if let Some(machine) = machine::look(store, &key, None, observer)? {
             drop(image_lock);
-            self.other_built(id, &machine, began);
+            self.other_built(id, &machine.machine, began);
             return Ok(machine);
         }
         let began = Instant::now();
@@ -147,7 +149,7 @@ impl Run<'_> {
         taken: &mut Taken,
         image_lock: BuildLock,
         tarball_seconds: f64,
-    ) -> Result<Machine> {
+    ) -> Result<InUse> {
         let Context { store, observer, runtime, .. } = self.context;
         let (id, agent) = (taken.id, self.agent);
         let staged = taken.staged.take();
@@ -155,7 +157,7 @@ impl Run<'_> {
         let known = store.stage_receipt(&id.0, registry::STAGE).ok().flatten();
         let publish = move || -> Result<(StageStatus, f64, u64)> {
             if let Some(staged) = staged {
-                tarball::publish(store, id, &agent.source, staged, (tarball_seconds * 1e3) as u64)?;
+                tarball::publish(store, id, &agent.source, staged, (tarball_seconds * 1e3) as u64, observer)?;
             }
             let began = Instant::now();
             let manifest_there = |receipt: &StageReceipt| {
@@ -163,7 +165,10 @@ impl Run<'_> {
             };
             let (status, receipt) = match known.filter(manifest_there) {
                 Some(receipt) => (StageStatus::Hit, receipt),
-                None => (StageStatus::Miss, registry::commit(store, id, taken.config_size, &taken.layers)?),
+                None => (
+                    StageStatus::Miss,
+                    registry::commit(store, id, taken.config_size, &taken.layers, observer)?,
+                ),
             };
             // The image is in the store: others may read it from there.
             drop(image_lock);
@@ -176,7 +181,7 @@ impl Run<'_> {
             };
             let key_lock = store.lock_build(&key.lock_name(), observer)?;
             let began = Instant::now();
-            let ready = match machine::look(store, &key, true, observer)? {
+            let ready = match machine::look(store, &key, Some(&key_lock), observer)? {
                 Some(machine) => Ready::Found(machine),
                 None => Ready::Written(machine::write(store, runtime, agent, taken, observer)?),
             };
@@ -186,11 +191,12 @@ impl Run<'_> {
                 Ready::Found(machine) => (StageStatus::Hit, machine),
                 Ready::Written(written) => {
                     let inputs = self.inputs.clone();
-                    (StageStatus::Miss, machine::publish(store, written, &key, inputs, agent)?)
+                    (StageStatus::Miss, machine::publish(store, written, &key, inputs, agent, observer)?)
                 }
             };
             drop(key_lock);
-            self.done(StageName::Smolmachine, status, began.elapsed().as_secs_f64(), machine.receipt.size);
+            let size = machine.machine.receipt.size;
+            self.done(StageName::Smolmachine, status, began.elapsed().as_secs_f64(), size);
             Ok(machine)
         })
     }
@@ -215,10 +221,11 @@ impl Run<'_> {
         self.stages.push(report);
     }
 
-    fn finish(self, id: ImageId, machine: Machine) -> Result<Outcome> {
+    fn finish(self, id: ImageId, in_use: InUse) -> Result<(Outcome, UseLock)> {
+        let InUse { machine, lock } = in_use;
         let key = machine.receipt.key();
         pointer::remember_built(self.context.store, &self.agent.project, &self.agent.name, &key);
-        Ok(Outcome {
+        let outcome = Outcome {
             agent: self.agent.name.clone(),
             image_id: id,
             recipe: key.recipe,
@@ -226,13 +233,14 @@ impl Run<'_> {
             size: machine.receipt.size,
             sha256: machine.receipt.sha256,
             stages: self.stages,
-        })
+        };
+        Ok((outcome, lock))
     }
 }
 
 /// An artifact under the key's lock: somebody else's, or ours to publish.
 enum Ready {
-    Found(Machine),
+    Found(InUse),
     Written(machine::Written),
 }
 

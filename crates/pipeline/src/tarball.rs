@@ -114,13 +114,16 @@ pub(crate) fn publish(
     source: &Source,
     staged: Staged,
     millis: u64,
+    observer: &dyn Observer,
 ) -> Result<StageReceipt> {
     let (blobs, image) = (store.blobs(), &staged.image);
+    // Waits for the layers to be hashed, and so comes before the lock.
     image.verify()?;
+    let publishing = store.publishing(observer)?;
     for layer in &image.layers {
-        blobs.publish(&layer.blob)?;
+        blobs.publish(&layer.blob, &publishing)?;
     }
-    let config = blobs.put(&image.config)?;
+    let config = blobs.put(&image.config, &publishing)?;
     let mut refs = vec![blob("config", config, image.config.len() as u64)];
     refs.extend(image.layers.iter().map(|layer| blob("layer", layer.diff_id, layer.blob.size)));
     let route = match source {
@@ -136,7 +139,7 @@ pub(crate) fn publish(
         built_at: crate::run::now(),
         millis,
     };
-    store.commit_stage(&receipt)?;
+    store.commit_stage(&receipt, &publishing)?;
     Ok(receipt)
 }
 

@@ -160,6 +160,13 @@ impl Speaker {
         Ok(args)
     }
 
+    /// Without `--all`, which is `--keep 0`. Nothing can be named: smolvm takes
+    /// all that is unused but the `keep` used last.
+    pub(crate) fn prune(self, keep: usize) -> Result<Vec<OsString>> {
+        self.needs(Feature::SharedExtractions)?;
+        Ok(words(&["pack", "prune", "--keep", &keep.to_string()]))
+    }
+
     fn needs(self, feature: Feature) -> Result<()> {
         if self.version.supports(feature) {
             Ok(())
@@ -351,6 +358,13 @@ mod tests {
         assert!(matches!(speaker("1.0.1").logs("m1", None), Err(Error::Unsupported { .. })));
         assert_eq!(line(speaker("1.11.0").egress_events("m1")), "machine egress-events --name m1 --json");
         assert!(matches!(speaker("1.10.1").egress_events("m1"), Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn prune_says_how_many_stay_and_only_where_it_spares_what_is_used() {
+        assert_eq!(line(speaker("1.32.2").prune(0)), "pack prune --keep 0");
+        assert_eq!(line(speaker("1.9.0").prune(3)), "pack prune --keep 3");
+        assert!(matches!(speaker("1.8.3").prune(0), Err(Error::Unsupported { .. })));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use smolcellar_run::{ExecIo, Invocation, Limits, RunError, tail};
 
 use crate::argv::{CopyPath, Speaker};
 use crate::error::{Error, Result};
+use crate::extraction::{self, Extraction, Extractions};
 use crate::parse::{self, EgressEvent, MachineInfo};
 use crate::request::{CreateRequest, ExecRequest};
 use crate::runtime::Runtime;
@@ -16,6 +17,9 @@ use crate::version::{Dialect, Feature, Version};
 /// What smolvm prints on stderr at every call when its file is not named
 /// `smolvm`: it takes itself for a packed program without its pack.
 const STRAY_NOTE: &[u8] = b"note: no packed assets found";
+
+/// How long deleting a machine that never ran may take; it takes 10 ms.
+const DELETE: Duration = Duration::from_secs(20);
 
 /// What a guest command printed and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,16 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// What it printed on stderr.
     pub stderr: Vec<u8>,
+}
+
+/// What became of the copies that were to be pruned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pruned {
+    /// What is gone, as it was; not only what was wanted.
+    pub gone: Vec<Extraction>,
+    /// What was wanted and is still there: a machine uses it, or has just
+    /// been made of it.
+    pub kept: Vec<Extraction>,
 }
 
 /// Drives one smolvm.
@@ -266,6 +280,92 @@ impl Cli {
     pub fn put(&self, from: &Path, machine: &str, path: &str, limits: Limits<'_>) -> Result<()> {
         self.run("machine cp", self.speaker.put(from, machine, path)?).succeed(limits)?;
         Ok(())
+    }
+
+    /// Where this smolvm keeps its copies of artifacts. `None`: it makes none
+    /// that outlast their machine (before 1.9.0, or not on Linux), or there is
+    /// no home folder.
+    pub fn extractions(&self) -> Option<Extractions> {
+        if !cfg!(target_os = "linux") || !self.supports(Feature::SharedExtractions) {
+            return None;
+        }
+        let own = |name: &str| self.env.iter().rev().find(|(own, _)| own == name);
+        Extractions::locate(|name| match own(name) {
+            Some((_, value)) => Some(value.clone()),
+            None => std::env::var_os(name),
+        })
+    }
+
+    /// `pack prune`: removes the `wanted` copies, but none that a machine uses,
+    /// running or not.
+    ///
+    /// smolvm cannot be told which copies, only how many unused ones to keep,
+    /// the last used first. So unused copies that were last used before the
+    /// newest wanted one go as well, whoever launched them; the next create of
+    /// their artifacts makes them again. It applies the same number to what
+    /// `pack run` left (`smolvm-pack` and `smolvm-libs` in its cache), which is
+    /// not reported here. If none that is wanted is unused, nothing is run.
+    ///
+    /// While it runs, creates wait for it, and it for creates.
+    ///
+    /// # Errors
+    /// See [`Cli::create`]; [`Error::Unsupported`] before 1.9.0, which leave no
+    /// copies. What was removed before a failure is gone.
+    pub fn prune_extractions(
+        &self,
+        wanted: impl Fn(&Extraction) -> bool,
+        limits: Limits<'_>,
+    ) -> Result<Pruned> {
+        let all_go = self.speaker.prune(0)?;
+        let Some(extractions) = self.extractions() else { return Ok(Pruned { gone: vec![], kept: vec![] }) };
+        let before = extractions.list()?;
+        let after = match extraction::keep(&before, &wanted) {
+            Some(keep) => {
+                let args = if keep == 0 { all_go } else { self.speaker.prune(keep)? };
+                self.run("pack prune", args).succeed(limits)?;
+                extractions.list()?
+            }
+            None => before.clone(),
+        };
+        let still = |one: &Extraction| after.iter().any(|other| other.path == one.path);
+        let gone = before.into_iter().filter(|one| !still(one)).collect();
+        Ok(Pruned { gone, kept: after.into_iter().filter(|one| wanted(one)).collect() })
+    }
+
+    /// Makes the copy of an artifact ahead of its first machine, with a machine
+    /// of this request that is deleted at once; `checksum` is the CRC-32 in the
+    /// artifact's footer. There is no command for it: `pack run` unpacks
+    /// elsewhere. Cheap if the copy is there already, and then counts as a use
+    /// of it. Needs no virtualisation.
+    ///
+    /// `None`: this smolvm shares no copies, and nothing was run; or it was told
+    /// not to (`SMOLVM_DISABLE_SHARED_EXTRACT`).
+    ///
+    /// The machine is deleted too when the create was interrupted; what may then
+    /// stay is an unfinished copy, which is finished or pruned later, and 0.4 MB
+    /// of disks that smolvm does not list and the next create of that name takes
+    /// over. When the create failed, smolvm has left no machine, and one of that
+    /// name is somebody else's.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn extract(
+        &self,
+        request: &CreateRequest,
+        checksum: u32,
+        limits: Limits<'_>,
+    ) -> Result<Option<Extraction>> {
+        let Some(extractions) = self.extractions() else { return Ok(None) };
+        let created = self.create(request, limits);
+        if matches!(created, Ok(()) | Err(Error::Run(RunError::TimedOut { .. } | RunError::Cancelled { .. })))
+        {
+            // Also when the caller is in a hurry.
+            let deleted = self.delete(&request.name, Limits::within(DELETE));
+            created.and(deleted)?;
+        } else {
+            created?;
+        }
+        extractions.of(checksum)
     }
 
     fn run(&self, command: &str, args: Vec<OsString>) -> Invocation {

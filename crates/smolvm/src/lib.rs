@@ -12,6 +12,7 @@
 mod argv;
 mod cli;
 mod error;
+mod extraction;
 mod fingerprint;
 mod host;
 mod layout;
@@ -29,8 +30,9 @@ mod version;
 mod wheel;
 
 pub use argv::CopyPath;
-pub use cli::{Cli, ExecOutput};
+pub use cli::{Cli, ExecOutput, Pruned};
 pub use error::{Error, Result};
+pub use extraction::{Extraction, Extractions};
 pub use host::hypervisor_framework;
 pub use managed::{InstallOptions, install};
 pub use parse::{EgressEvent, MachineInfo, MachineState};
@@ -45,12 +47,16 @@ mod parse;
 /// The parsers of what smolvm prints, for fuzzing.
 #[cfg(fuzzing)]
 pub mod fuzzing {
-    /// Everything that is parsed of an output; an absolute path if it is one.
+    /// Everything that is parsed of an output, or of a small file beside a
+    /// machine; an absolute path if it is one.
     pub fn output(stdout: &[u8]) -> Option<std::path::PathBuf> {
         let _ = crate::parse::version(stdout);
         let _ = crate::parse::machines(stdout);
         let _ = crate::parse::machine(stdout);
         let _ = crate::parse::egress_events(stdout);
+        let _ = crate::extraction::pointed(stdout);
+        let _ = crate::extraction::digest(stdout);
+        let _ = crate::extraction::machine_name(stdout);
         crate::parse::path(stdout)
     }
 }

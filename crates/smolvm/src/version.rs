@@ -129,16 +129,24 @@ pub enum Feature {
     NoWorkload,
     /// `machine cp --mode`.
     CopyMode,
+    /// One copy of an artifact for all its machines, outlasting them; and a
+    /// `pack prune` that removes such copies and spares what a machine uses.
+    /// Older versions unpack into the machine's own folder; they have a `pack
+    /// prune`, which is about other things.
+    SharedExtractions,
 }
 
 impl Feature {
     /// The first version known to have it, by asking the programs in the wheels
-    /// of 18 versions from 1.4.0 to 1.32.2.
+    /// of 18 versions from 1.4.0 to 1.32.2; for the copies of artifacts, by
+    /// making and pruning them with six of these.
     pub const fn since(self) -> Version {
         match self {
             // There is no older wheel to ask; what 0.8 has, nobody said.
             Self::SecretEnv => Version::new(1, 4, 0),
             Self::Labels => Version::new(1, 8, 0),
+            // 1.8.3, the one before, makes none and prunes none.
+            Self::SharedExtractions => Version::new(1, 9, 0),
             Self::EgressEvents => Version::new(1, 11, 0),
             Self::ExecUser => Version::new(1, 14, 0),
             Self::NoWorkload => Version::new(1, 17, 0),
@@ -159,6 +167,7 @@ impl Feature {
             Self::EgressEvents => "machine egress-events",
             Self::NoWorkload => "machine start --no-workload",
             Self::CopyMode => "machine cp --mode",
+            Self::SharedExtractions => "pack prune (of what machines leave)",
         }
     }
 }

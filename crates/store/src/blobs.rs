@@ -10,6 +10,7 @@ use crate::bucket::Bucket;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Result, StoreError};
 use crate::fsio;
+use crate::lock::Publishing;
 use crate::root::Store;
 use crate::session::TempDir;
 
@@ -59,11 +60,12 @@ impl Blobs<'_> {
         self.0.quarantine(&[self.path(digest)])
     }
 
-    /// Stores a small blob.
+    /// Stores a small blob. [`Publishing`] must last until there is the receipt
+    /// that names it.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+    pub fn put(&self, bytes: &[u8], _: &Publishing) -> Result<Digest> {
         let digest = Digest::of(bytes);
         // Small enough to look: what is there may be damaged, and this is not.
         if self.get(&digest).is_err() {
@@ -91,11 +93,12 @@ impl Blobs<'_> {
     }
 
     /// Publishes a written blob, unless the store has one of this name and
-    /// size. That one is hashed before anything is made of it.
+    /// size. That one is hashed before anything is made of it. [`Publishing`]
+    /// must last until there is the receipt that names it.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn publish(&self, staged: &StagedBlob) -> Result<()> {
+    pub fn publish(&self, staged: &StagedBlob, _: &Publishing) -> Result<()> {
         let digest = staged.digest()?;
         if self.has(&digest, staged.size) {
             return Ok(());
@@ -304,7 +307,7 @@ mod tests {
         assert_eq!(digest, Digest::of(b"layer"));
         let blobs = store.blobs();
         assert!(!blobs.has(&digest, 5));
-        blobs.publish(&staged).unwrap();
+        blobs.publish(&staged, &store.publishing(&crate::Quiet).unwrap()).unwrap();
         assert!(blobs.has(&digest, 5));
         blobs.check(&digest).unwrap();
         let path = blobs.path(&digest);

@@ -69,8 +69,7 @@ pub fn publish_file(file: &File, temp: &Path, dest: &Path) -> Result<()> {
     let published = (|| {
         file.sync_all().map_err(StoreError::io("fsync", temp))?;
         set_mode(file, temp, 0o444)?;
-        create_dirs(parent)?;
-        fs::rename(temp, dest).map_err(StoreError::io("rename into place", dest))
+        rename_into(temp, dest, parent)
     })();
     if published.is_err() {
         // The error at hand says more than one of this removal would.
@@ -88,9 +87,36 @@ pub fn publish_file(file: &File, temp: &Path, dest: &Path) -> Result<()> {
 /// [`StoreError::Io`] naming the destination.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     let parent = parent_of(to)?;
-    create_dirs(parent)?;
-    fs::rename(from, to).map_err(StoreError::io("rename into place", to))?;
+    rename_into(from, to, parent)?;
     sync_dir(parent)
+}
+
+/// Renames out of sight. Not made durable: after a crash, what is there again
+/// is as good as it was. Whether it was there.
+///
+/// # Errors
+/// [`StoreError::Io`] naming the source.
+pub(crate) fn take_away(from: &Path, trash: &Path) -> Result<bool> {
+    match fs::rename(from, unused_name(trash, "removed")) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && trash.is_dir() => Ok(false),
+        Err(error) => Err(StoreError::io("move to the trash", from)(error)),
+    }
+}
+
+/// Renames to a folder that is made if need be. The collector removes folders
+/// as soon as they are empty, so it may be gone again in between.
+fn rename_into(from: &Path, to: &Path, parent: &Path) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        create_dirs(parent)?;
+        match fs::rename(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < 20 && from.exists() => {
+                tries += 1
+            }
+            result => return result.map_err(StoreError::io("rename into place", to)),
+        }
+    }
 }
 
 /// Makes every file and folder under `path` durable.

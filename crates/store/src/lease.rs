@@ -225,7 +225,12 @@ impl Store {
         Ok(path)
     }
 
-    fn leases_dir(&self) -> PathBuf {
+    /// What a lease file says; `None` if it is gone.
+    pub(crate) fn lease_at(&self, path: &Path) -> Result<Option<LeaseRecord>> {
+        fsio::read_sealed(path, LeaseRecord::SCHEMA)
+    }
+
+    pub(crate) fn leases_dir(&self) -> PathBuf {
         self.root().join("leases")
     }
 

@@ -3,13 +3,30 @@
 //! Lock files live in `locks/` and are never unlinked: a lock on an unlinked
 //! file excludes nobody. The order is
 //!
-//! 1. `build-<image>`: one process takes an image in
-//! 2. `build-<image>-<recipe>`: one process packs it
-//! 3. `use-<image>-<recipe>`: shared by everyone who reads the artifact
+//! 1. `gc`: one process collects
+//! 2. `build-<image>`: one process takes an image in
+//! 3. `build-<image>-<recipe>`: one process packs it
+//! 4. `use-<image>-<recipe>`, `use-<image>`: shared by everyone who reads the
+//!    artifact, or the image's blobs; exclusive while they are collected
+//! 5. `load-<image>-<recipe>`: one process loads it into an engine
+//! 6. `blobs`: shared from the first blob that is published until there is the
+//!    receipt that names it; exclusive while blobs without a receipt are collected
 //!
 //! and a process waits only for locks later in this order than those it has,
 //! so there is no cycle to deadlock in. There are no upgrades from shared to
 //! exclusive: with `flock` a failed upgrade drops the shared lock.
+//!
+//! |                | another builds | another reads | another publishes blobs | another collects |
+//! |----------------|----------------|---------------|-------------------------|------------------|
+//! | build (key)    | waits          | goes on       | goes on                 | waits (one entry at a time) |
+//! | use (key)      | goes on        | goes on       | goes on                 | waits (one entry at a time) |
+//! | publish blobs  | goes on        | goes on       | goes on                 | waits (while orphans go) |
+//! | collect (key)  | leaves it      | leaves it     | leaves blobs            | waits, or gives up at once |
+//!
+//! A collector never waits for a key: it leaves what is busy. Each lock has a
+//! type, and what needs one asks for it: only [`crate::Collector`], which has
+//! `gc`, deletes entries; only [`Publishing`] publishes blobs and receipts that
+//! name them; only [`BuildLock`] moves an artifact to quarantine.
 //!
 //! Waiting is by polling, so that a time limit works and a signal ends it. A
 //! lock counts as busy only after 20 tries in 40 ms: between `fork` and `exec`
@@ -47,14 +64,8 @@ pub struct Holder {
 
 impl Holder {
     pub(crate) fn me() -> Self {
-        let mut words =
-            std::env::args_os().map(|word| word.to_string_lossy().chars().take(60).collect::<String>());
-        let program = words.next().unwrap_or_default();
-        let program =
-            Path::new(&program).file_name().map_or(program.clone(), |n| n.to_string_lossy().into_owned());
-        // Words after `--` belong to a guest and may be long; the command is enough.
-        let rest: Vec<_> = words.take_while(|word| word != "--").take(4).collect();
-        let command = std::iter::once(program).chain(rest).collect::<Vec<_>>().join(" ");
+        let words: Vec<_> = std::env::args_os().collect();
+        let command = short_command(words.iter().map(|word| word.to_string_lossy()));
         Self { pid: std::process::id(), command, since: now() }
     }
 
@@ -63,6 +74,18 @@ impl Holder {
         let age = if age < 60 { format!("{age}s") } else { format!("{}m{:02}s", age / 60, age % 60) };
         format!("pid {} ({}, {age})", self.pid, self.command)
     }
+}
+
+/// A command line as a person would say it.
+fn short_command<'a>(words: impl Iterator<Item = std::borrow::Cow<'a, str>>) -> String {
+    let mut words =
+        words.filter(|word| !word.is_empty()).map(|word| word.chars().take(60).collect::<String>());
+    let program = words.next().unwrap_or_default();
+    let program =
+        Path::new(&program).file_name().map_or(program.clone(), |n| n.to_string_lossy().into_owned());
+    // Words after `--` belong to a guest and may be long; the command is enough.
+    let rest: Vec<_> = words.take_while(|word| word != "--").take(4).collect();
+    std::iter::once(program).chain(rest).collect::<Vec<_>>().join(" ")
 }
 
 fn now() -> u64 {
@@ -86,6 +109,22 @@ pub struct BuildLock {
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct UseLock {
+    /// `None` in a store that cannot be written, where nothing can be collected.
+    _held: Option<Held>,
+}
+
+/// The right to publish blobs: until it is dropped, blobs that no receipt names
+/// yet are not collected.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub struct Publishing {
+    _held: Held,
+}
+
+/// An exclusive lock of the collector's.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub(crate) struct Exclusive {
     _held: Held,
 }
 
@@ -117,7 +156,71 @@ pub(crate) fn share(
     limit: Option<Duration>,
     reporter: &dyn Reporter,
 ) -> Result<UseLock> {
-    acquire(path, key, Mode::Shared, limit, reporter).map(|file| UseLock { _held: Held(file) })
+    match acquire(path, key, Mode::Shared, limit, reporter) {
+        Ok(file) => Ok(UseLock { _held: Some(Held(file)) }),
+        Err(StoreError::Io { source, .. }) if is_unwritable(&source) => Ok(UseLock { _held: None }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits for the right to publish blobs.
+pub(crate) fn publish(path: &Path, limit: Option<Duration>, reporter: &dyn Reporter) -> Result<Publishing> {
+    acquire(path, "blobs", Mode::Shared, limit, reporter).map(|file| Publishing { _held: Held(file) })
+}
+
+/// Waits for an exclusive lock on `path`, for the collector.
+pub(crate) fn exclude(
+    path: &Path,
+    key: &str,
+    limit: Option<Duration>,
+    reporter: &dyn Reporter,
+) -> Result<Exclusive> {
+    acquire(path, key, Mode::Exclusive, limit, reporter).map(|file| Exclusive { _held: Held(file) })
+}
+
+/// Takes an exclusive lock on `path` if nobody has it. Not signed: it is held
+/// for a moment, and a name that stays there would be taken for a later holder's.
+pub(crate) fn try_exclude(path: &Path) -> Result<Option<Exclusive>> {
+    let file = open(path, Mode::Exclusive)?;
+    let taken = try_exclusive(&file).map_err(StoreError::io("lock", path))?;
+    Ok(taken.then(|| Exclusive { _held: Held(file) }))
+}
+
+/// Whether anybody has any lock on the file at `path`. It may look so for a
+/// moment: see above. Waits for nothing and has nothing when it returns.
+pub(crate) fn is_held_at(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| is_held(&file))
+}
+
+fn is_held(file: &File) -> bool {
+    match try_once(file, Mode::Exclusive) {
+        Ok(true) => {
+            release(file);
+            false
+        }
+        _ => true,
+    }
+}
+
+fn is_unwritable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied)
+}
+
+/// Exclusive locks want a file that is open for writing on some file systems.
+fn open(path: &Path, mode: Mode) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    let opened = match options.open(path) {
+        // Deleted by hand, with nothing running.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            path.parent().map_or(Ok(()), crate::fsio::create_dirs)?;
+            options.open(path)
+        }
+        // Somebody else may still be able to write.
+        Err(error) if mode == Mode::Shared && is_unwritable(&error) => File::open(path).map_err(|_| error),
+        opened => opened,
+    };
+    opened.map_err(StoreError::io("open the lock", path))
 }
 
 /// Lets go of a lock taken with [`try_exclusive`].
@@ -161,9 +264,7 @@ fn acquire(
     limit: Option<Duration>,
     reporter: &dyn Reporter,
 ) -> Result<File> {
-    let open = StoreError::io("open the lock", path);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(open)?;
+    let mut file = open(path, mode)?;
     let began = Instant::now();
     let mut say_at = SAY_AFTER;
     let mut tries = 0;
@@ -171,14 +272,14 @@ fn acquire(
         tries += 1;
         let waited = began.elapsed();
         if limit.is_some_and(|limit| waited >= limit) {
-            let holder = holder_of(&mut file);
+            let holder = holder_of(&mut file, path);
             return Err(StoreError::LockTimeout { key: key.to_owned(), holder, waited });
         }
         if reporter.gives_up() {
             return Err(StoreError::GaveUp { key: key.to_owned() });
         }
         if waited >= say_at {
-            reporter.report(Event::Waiting { key, holder: &holder_of(&mut file) });
+            reporter.report(Event::Waiting { key, holder: &holder_of(&mut file, path) });
             say_at = waited + SAY_AGAIN;
         }
         std::thread::sleep(if tries < QUICK_TRIES { QUICK_PAUSE } else { SLOW_PAUSE });
@@ -216,13 +317,54 @@ fn sign(file: &mut File) -> io::Result<()> {
     file.write_all(&text)
 }
 
-fn holder_of(file: &mut File) -> String {
+/// Who has the lock, for people. Those who share a lock do not sign it, and
+/// one who signed may be gone while a child of his still has the lock: then
+/// the processes that have it are named, where that can be seen.
+fn holder_of(file: &mut File, path: &Path) -> String {
     let mut text = String::new();
     let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(4096).read_to_string(&mut text));
-    match read.ok().and_then(|_| serde_json::from_str::<Holder>(&text).ok()) {
-        Some(holder) => holder.describe(),
-        None => "another process".to_owned(),
+    let signed = read.ok().and_then(|_| serde_json::from_str::<Holder>(&text).ok());
+    let seen = holders(path);
+    match (signed, seen.as_slice()) {
+        (Some(holder), seen) if seen.is_empty() || seen.iter().any(|(pid, _)| *pid == holder.pid) => {
+            holder.describe()
+        }
+        (None, []) => "another process".to_owned(),
+        (signed, seen) => {
+            let names: Vec<_> =
+                seen.iter().take(3).map(|(pid, command)| format!("pid {pid} ({command})")).collect();
+            let more = if seen.len() > 3 { format!(" and {} more", seen.len() - 3) } else { String::new() };
+            let from = signed.map(|holder| format!(", left by {}", holder.describe())).unwrap_or_default();
+            format!("{}{more}{from}", names.join(", "))
+        }
     }
+}
+
+/// The other processes of this machine that have a lock on a file, as far as
+/// they can be seen: on Linux, by `/proc/PID/fdinfo` (proc(5)). Those that only
+/// wait have the file open too, but no lock.
+fn holders(path: &Path) -> Vec<(u32, String)> {
+    let me = std::process::id();
+    let Ok(path) = std::fs::canonicalize(path) else { return Vec::new() };
+    let has_lock = |process: &Path, fd: &std::fs::DirEntry| {
+        let info = process.join("fdinfo").join(fd.file_name());
+        std::fs::read_link(fd.path()).is_ok_and(|target| target == path)
+            && std::fs::read_to_string(info).is_ok_and(|info| info.contains("\nlock:"))
+    };
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let process = process.path();
+        let mut files = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        if pid != me && files.any(|fd| has_lock(&process, &fd)) {
+            let words = std::fs::read(process.join("cmdline")).unwrap_or_default();
+            found.push((pid, short_command(words.split(|byte| *byte == 0).map(String::from_utf8_lossy))));
+        }
+    }
+    found.sort();
+    found
 }
 
 #[cfg(test)]
@@ -277,5 +419,25 @@ mod tests {
         let heard = heard.0.into_inner().unwrap();
         assert_eq!(heard.len(), 1);
         assert!(heard[0].starts_with(&format!("x held by {mine}")), "{heard:?}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_child_that_inherited_the_lock_is_named_with_whom_it_is_from() {
+        use std::os::fd::AsFd;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("build-x");
+        let mut held = build(&path, "x", None, &Quiet).unwrap();
+        // The child gets the open file as its standard input, and with it the lock.
+        let file = held._held.0.as_fd().try_clone_to_owned().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").stdin(file).spawn().unwrap();
+        // As when its owner is killed: a close, but no unlock.
+        drop(std::mem::replace(&mut held._held.0, File::open("/dev/null").unwrap()));
+        let error = build(&path, "x", SHORT, &Quiet).unwrap_err().to_string();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let expected = format!("pid {} (sleep 60), left by pid {} (", child.id(), std::process::id());
+        assert!(error.contains(&expected), "{error}");
+        assert!(!is_held_at(&path));
     }
 }

@@ -13,6 +13,7 @@ use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::fsio;
+use crate::lock::BuildLock;
 use crate::root::Store;
 use crate::stat::StatSeal;
 
@@ -181,12 +182,11 @@ impl Store {
         Ok(Machine { path: files.artifact, receipt })
     }
 
-    /// Moves what there is of an artifact to quarantine. Call it only with the
-    /// key's [`crate::BuildLock`].
+    /// Moves what there is of an artifact to quarantine. The lock is the key's.
     ///
     /// # Errors
     /// [`StoreError::Io`] if a file cannot be moved.
-    pub fn quarantine_machine(&self, key: &MachineKey) -> Result<()> {
+    pub fn quarantine_machine(&self, key: &MachineKey, _: &BuildLock) -> Result<()> {
         let files = Files::of(self, key);
         // The receipt first: without it nothing finds the rest.
         self.quarantine(&[files.receipt, files.stat, files.artifact])
@@ -237,14 +237,14 @@ impl Store {
 }
 
 /// The files of one artifact.
-struct Files {
-    artifact: PathBuf,
-    receipt: PathBuf,
-    stat: PathBuf,
+pub(crate) struct Files {
+    pub(crate) artifact: PathBuf,
+    pub(crate) receipt: PathBuf,
+    pub(crate) stat: PathBuf,
 }
 
 impl Files {
-    fn of(store: &Store, key: &MachineKey) -> Self {
+    pub(crate) fn of(store: &Store, key: &MachineKey) -> Self {
         let dir = store.bucket_dir(Bucket::Machines).join(key.image.hex());
         let recipe = key.recipe.hex();
         Self {
@@ -347,7 +347,8 @@ mod tests {
                 (2, Lookup::Miss) | (0 | 1, Lookup::Damaged { .. }) => {}
                 (damage, found) => panic!("damage {damage}: {found:?}"),
             }
-            store.quarantine_machine(&key).unwrap();
+            let lock = store.lock_build(&key.lock_name(), &crate::Quiet).unwrap();
+            store.quarantine_machine(&key, &lock).unwrap();
             assert!(matches!(store.machine(&key, false).unwrap(), Lookup::Miss));
         }
     }

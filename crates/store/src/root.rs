@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bucket::Bucket;
 use crate::error::{Result, StoreError};
 use crate::fsio;
-use crate::lock::{self, BuildLock, UseLock};
+use crate::lock::{self, BuildLock, Publishing, UseLock};
 use crate::report::Reporter;
 use crate::session::{Session, TempDir};
 
@@ -138,15 +138,35 @@ impl Store {
     /// # Errors
     /// [`StoreError::LockTimeout`] after [`OpenOptions::lock_timeout`].
     pub fn lock_build(&self, key: &str, reporter: &dyn Reporter) -> Result<BuildLock> {
-        lock::build(&self.lock_path("build", key)?, key, self.options.lock_timeout, reporter)
+        lock::build(&self.lock_path("build", key), key, self.options.lock_timeout, reporter)
     }
 
-    /// Waits for the right to read `key` undisturbed.
+    /// Waits for the right to read `key` undisturbed: until the lock is dropped,
+    /// nothing of it is collected. Where the store cannot be written, nothing
+    /// can be, and there is no lock to wait for.
     ///
     /// # Errors
     /// [`StoreError::LockTimeout`] after [`OpenOptions::lock_timeout`].
     pub fn lock_use(&self, key: &str, reporter: &dyn Reporter) -> Result<UseLock> {
-        lock::share(&self.lock_path("use", key)?, key, self.options.lock_timeout, reporter)
+        lock::share(&self.lock_path("use", key), key, self.options.lock_timeout, reporter)
+    }
+
+    /// Waits for the right to load the artifact `key` into an engine.
+    ///
+    /// # Errors
+    /// [`StoreError::LockTimeout`] after [`OpenOptions::lock_timeout`].
+    pub fn lock_load(&self, key: &str, reporter: &dyn Reporter) -> Result<BuildLock> {
+        lock::build(&self.lock_path("load", key), key, self.options.lock_timeout, reporter)
+    }
+
+    /// Waits for the right to publish blobs, and receipts that name them. Take
+    /// it as late, and have it for as short, as may be: while anybody has it, no
+    /// blob can be collected.
+    ///
+    /// # Errors
+    /// [`StoreError::LockTimeout`] after [`OpenOptions::lock_timeout`].
+    pub fn publishing(&self, reporter: &dyn Reporter) -> Result<Publishing> {
+        lock::publish(&self.lock_path("blobs", ""), self.options.lock_timeout, reporter)
     }
 
     /// Moves an entry's files to quarantine, where nothing uses them.
@@ -165,12 +185,11 @@ impl Store {
         Ok(())
     }
 
-    fn lock_path(&self, kind: &str, key: &str) -> Result<PathBuf> {
-        let dir = self.locks_dir();
-        fsio::create_dirs(&dir)?;
+    /// The lock file of a kind for a key; for the whole store if that is empty.
+    pub(crate) fn lock_path(&self, kind: &str, key: &str) -> PathBuf {
         let safe: String =
             key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-        Ok(dir.join(format!("{kind}-{safe}")))
+        self.locks_dir().join(if safe.is_empty() { kind.to_owned() } else { format!("{kind}-{safe}") })
     }
 
     fn session(&self) -> Result<Arc<Session>> {
@@ -188,7 +207,11 @@ impl Store {
         self.root.join("locks")
     }
 
-    fn trash_dir(&self) -> PathBuf {
+    pub(crate) fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    pub(crate) fn trash_dir(&self) -> PathBuf {
         self.root.join("trash")
     }
 }
@@ -234,8 +257,17 @@ fn is_empty_or_ours(root: &Path) -> Result<bool> {
     for entry in fs::read_dir(root).map_err(StoreError::io("list", root))? {
         let name = entry.map_err(StoreError::io("list", root))?.file_name();
         // `format.json` too: another process may have made it since it was looked for.
-        let ours =
-            ["tmp", "trash", "locks", "leases", "launches", "CACHEDIR.TAG", "quarantine", "format.json"];
+        let ours = [
+            "tmp",
+            "trash",
+            "locks",
+            "leases",
+            "launches",
+            "pins",
+            "CACHEDIR.TAG",
+            "quarantine",
+            "format.json",
+        ];
         let bucket = Bucket::ALL.iter().any(|bucket| name == *bucket.folder());
         if !bucket && !ours.iter().any(|known| name == **known) {
             return Ok(false);

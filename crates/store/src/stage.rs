@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::find::hex_name;
 use crate::fsio;
+use crate::lock::Publishing;
 use crate::machines::list;
 use crate::root::Store;
 
@@ -62,11 +63,12 @@ impl Store {
         fsio::read_sealed(&self.stage_path(image, stage), StageReceipt::SCHEMA)
     }
 
-    /// Commits a stage: the last write of it.
+    /// Commits a stage: the last write of it, under the lock that its blobs were
+    /// published under.
     ///
     /// # Errors
     /// [`crate::StoreError::Io`].
-    pub fn commit_stage(&self, receipt: &StageReceipt) -> Result<()> {
+    pub fn commit_stage(&self, receipt: &StageReceipt, _: &Publishing) -> Result<()> {
         fsio::write_sealed(&self.scratch()?, &self.stage_path(&receipt.image, &receipt.stage), receipt)
     }
 

@@ -192,7 +192,7 @@ mod tests {
     fn a_clean_store_verifies_and_each_kind_of_damage_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
-        let digest = store.blobs().put(b"good").unwrap();
+        let digest = store.blobs().put(b"good", &store.publishing(&Quiet).unwrap()).unwrap();
         assert_eq!(store.verify(&Quiet).unwrap().damaged, []);
         let path = store.blobs().path(&digest);
         std::fs::remove_file(&path).unwrap();

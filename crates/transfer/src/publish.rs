@@ -1,6 +1,6 @@
 //! From a temporary folder into the store, entry by entry, under its locks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,26 +32,32 @@ pub(crate) fn image(
     sound(store, what, entry, staged)?;
     let _lock = store.lock_build(&entry.image.hex(), reporter)?;
     let mut status = Status::Present;
-    let mut seen = HashSet::new();
-    for blob in entry.blobs().filter(|blob| seen.insert(blob.digest)) {
-        let Some(staged) = staged.get(&blob.digest) else { continue };
-        let blobs = store.blobs();
-        if blobs.has(&blob.digest, blob.size) {
-            match blobs.check(&blob.digest) {
-                Ok(()) => continue,
-                Err(StoreError::Mismatch { .. }) => {
-                    blobs.quarantine(&blob.digest)?;
-                    status = Status::Replaced;
-                }
-                Err(error) => return Err(error.into()),
+    let blobs = store.blobs();
+    // Hashing takes long, and so comes before the lock that collectors wait for.
+    for (digest, staged) in staged {
+        if !blobs.has(digest, staged.blob.size) {
+            if status == Status::Present {
+                status = Status::Imported;
             }
-        } else if status == Status::Present {
-            status = Status::Imported;
+            continue;
         }
-        blobs.publish(&staged.blob)?;
+        match blobs.check(digest) {
+            Ok(()) => {}
+            Err(StoreError::Mismatch { .. }) => {
+                blobs.quarantine(digest)?;
+                status = Status::Replaced;
+            }
+            // Collected since it was looked for.
+            Err(_) if !blobs.has(digest, staged.blob.size) => status = Status::Imported,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let publishing = store.publishing(reporter)?;
+    for staged in staged.values() {
+        blobs.publish(&staged.blob, &publishing)?;
     }
     // What came with an image before it may be collected with that one.
-    if !entry.blobs().all(|blob| store.blobs().has(&blob.digest, blob.size)) {
+    if !entry.blobs().all(|blob| blobs.has(&blob.digest, blob.size)) {
         return Err(TransferError::Collected(entry.image));
     }
     for stage in &entry.stages {
@@ -66,7 +72,7 @@ pub(crate) fn image(
             None if status == Status::Present => status = Status::Imported,
             None => {}
         }
-        store.commit_stage(&StageReceipt {
+        let receipt = StageReceipt {
             schema: StageReceipt::SCHEMA,
             stage: stage.stage.clone(),
             image: entry.image,
@@ -74,7 +80,8 @@ pub(crate) fn image(
             blobs: stage.blobs.clone(),
             built_at: now(),
             millis: 0,
-        })?;
+        };
+        store.commit_stage(&receipt, &publishing)?;
     }
     Ok(status)
 }
@@ -131,7 +138,7 @@ pub(crate) fn machine(
         }
     }
     let key = entry.key();
-    let _lock = store.lock_build(&key.lock_name(), reporter)?;
+    let lock = store.lock_build(&key.lock_name(), reporter)?;
     let done = |machine: smolcellar_store::Machine, status| {
         let receipt = machine.receipt;
         let (agent, size, sha256) = (receipt.agent, receipt.size, receipt.sha256);
@@ -148,7 +155,7 @@ pub(crate) fn machine(
         }
         Lookup::Miss => Status::Imported,
         Lookup::Damaged { problem } => {
-            store.quarantine_machine(&key)?;
+            store.quarantine_machine(&key, &lock)?;
             let text = format!("the artifact {key} is damaged ({problem}); it was quarantined");
             reporter.report(Event::Warn { text: &text });
             Status::Replaced

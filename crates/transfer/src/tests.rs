@@ -45,10 +45,11 @@ impl Sample {
         let config = json!({ "os": "linux", "architecture": "amd64",
             "rootfs": { "type": "layers", "diff_ids": diff_ids } });
         let config = config.to_string().into_bytes();
-        let image = store.blobs().put(&config).unwrap();
+        let publishing = store.publishing(&Quiet).unwrap();
+        let image = store.blobs().put(&config, &publishing).unwrap();
         let blob = |role: &str, bytes: &[u8]| BlobRef {
             role: role.into(),
-            digest: store.blobs().put(bytes).unwrap(),
+            digest: store.blobs().put(bytes, &publishing).unwrap(),
             size: bytes.len() as u64,
         };
         let mut blobs = vec![blob("config", &config)];
@@ -57,17 +58,21 @@ impl Sample {
         let manifest = blob("manifest", &image_manifest((image, config.len() as u64), &pairs));
         for (stage, blobs) in [("tarball", blobs), ("registry", vec![manifest])] {
             store
-                .commit_stage(&StageReceipt {
-                    schema: StageReceipt::SCHEMA,
-                    stage: stage.into(),
-                    image,
-                    inputs: BTreeMap::from([("image".into(), json!(image))]),
-                    blobs,
-                    built_at: 7,
-                    millis: 8,
-                })
+                .commit_stage(
+                    &StageReceipt {
+                        schema: StageReceipt::SCHEMA,
+                        stage: stage.into(),
+                        image,
+                        inputs: BTreeMap::from([("image".into(), json!(image))]),
+                        blobs,
+                        built_at: 7,
+                        millis: 8,
+                    },
+                    &publishing,
+                )
                 .unwrap();
         }
+        drop(publishing);
         Self { dir, store, image }
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
 use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageStatus};
-use smolcellar_store::Store;
+use smolcellar_store::{Store, UseLock};
 
 use crate::args::BuildAgent;
 use crate::config::bare_agent;
@@ -39,7 +39,7 @@ fn build(session: &Session, store: &Store, agent: &AgentSpec) -> Result<Outcome>
     if human {
         output::line(&agent.name)?;
     }
-    let outcome = build_with(session, store, agent, &session.progress)?;
+    let (outcome, _in_use) = build_with(session, store, agent, &session.progress)?;
     if human {
         output::line(&format!("  {}", outcome.artifact.display()))?;
     } else {
@@ -48,13 +48,14 @@ fn build(session: &Session, store: &Store, agent: &AgentSpec) -> Result<Outcome>
     Ok(outcome)
 }
 
-/// Builds one agent; who hears of it is `observer`.
+/// Builds one agent; who hears of it is `observer`. The artifact stays until the
+/// lock is dropped.
 pub(crate) fn build_with(
     session: &Session,
     store: &Store,
     agent: &AgentSpec,
     observer: &dyn Observer,
-) -> Result<Outcome> {
+) -> Result<(Outcome, UseLock)> {
     let engine = match &agent.source {
         Source::Build { .. } => Some(Engine::find(session.global.engine.as_deref())?),
         Source::Archive(_) | Source::Stdin => None,

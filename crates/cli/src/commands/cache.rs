@@ -6,10 +6,12 @@ mod import;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
-use serde_json::json;
-use smolcellar_store::{Event, Finding, Reporter, UsedMachine};
+use serde::Serialize;
+use serde_json::{Value, json};
+use smolcellar_store::{Event, Finding, Reporter, Usage, UsedMachine};
 
 use crate::args::Cache;
+use crate::commands::extractions::Held;
 use crate::exit;
 use crate::format;
 use crate::output::{self, Format};
@@ -80,10 +82,19 @@ fn ls(session: &Session) -> Result<u8> {
     Ok(exit::OK)
 }
 
+#[derive(Serialize)]
+struct Du {
+    #[serde(flatten)]
+    usage: Usage,
+    smolvm_extractions: Option<Value>,
+}
+
 fn du(session: &Session) -> Result<u8> {
-    let usage = session.store()?.usage()?;
+    let store = session.store()?;
+    let usage = store.usage()?;
+    let held = Held::find(session, &store);
     if session.global.format == Format::Json {
-        output::json(&usage)?;
+        output::json(&Du { usage, smolvm_extractions: held.map(|held| held.json()) })?;
         return Ok(exit::OK);
     }
     let mut rows: Vec<Vec<String>> = usage
@@ -97,6 +108,7 @@ fn du(session: &Session) -> Result<u8> {
         .collect();
     let files = usage.buckets.iter().map(|bucket| bucket.files).sum::<u64>().to_string();
     rows.push(vec![format::bytes(usage.allocated), files, "total".into(), usage.root.display().to_string()]);
+    rows.extend(held.and_then(|held| held.row()));
     output::table(&["ON DISK", "FILES", "FOLDER", ""], &[true, true, false, false], &rows)?;
     Ok(exit::OK)
 }

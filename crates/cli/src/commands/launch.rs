@@ -30,6 +30,7 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         true => Some(session.store()?),
         false => None,
     };
+    // From here on, nothing collects it.
     let built = match &store {
         Some(store) => target.built(session, store, args.verify)?,
         None => None,
@@ -45,7 +46,7 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
     }
     // Once: a prompt may come from standard input.
     let asked = common(args, &target)?;
-    let plan = complete(asked.clone(), &target, built.as_ref())?;
+    let plan = complete(asked.clone(), &target, built.as_ref().map(|(machine, _)| machine))?;
     let plan = Plan::resolve(&plan, &session.assumed_tools(store.as_ref())?).map_err(as_usage)?;
     if args.dry_run {
         match session.global.format {
@@ -69,8 +70,8 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
     // From here on, so that none is lost between the build's end and the
     // launch; while it builds, a signal still ends the build and us.
     let signals = Signals::catch()?;
-    let machine = match built {
-        Some(machine) => machine,
+    let (machine, _in_use) = match built {
+        Some(built) => built,
         None => target.build(session, &store)?,
     };
     if args.detach && args.background.is_none() {

@@ -7,6 +7,7 @@ mod cache;
 mod cp;
 mod detach;
 mod exec;
+mod extractions;
 mod fuzz;
 mod launch;
 mod logs;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use smolcellar_launcher::{Egress, ImageRef, SidecarSpec};
 use smolcellar_pipeline::{AgentSpec, Source, changed, last_built};
-use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store};
+use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store, UseLock};
 
 use crate::args::Launch;
 use crate::commands::build_agent;
@@ -66,15 +66,22 @@ impl Target {
     }
 
     /// The artifact that the agent was last built to, unless the configuration
-    /// has changed since. `full`: hash all of it.
-    pub(crate) fn built(&self, session: &Session, store: &Store, full: bool) -> Result<Option<Machine>> {
+    /// has changed since. `full`: hash all of it. It stays until the lock is
+    /// dropped.
+    pub(crate) fn built(
+        &self,
+        session: &Session,
+        store: &Store,
+        full: bool,
+    ) -> Result<Option<(Machine, UseLock)>> {
         let Some(pointer) = last_built(store, &self.project, &self.name) else { return Ok(None) };
+        let in_use = store.lock_use(&pointer.key().lock_name(), &session.progress)?;
         match store.machine(&pointer.key(), full)? {
             Lookup::Hit(machine) => {
                 let agent = self.agent.as_ref();
                 let changed = agent.map(|agent| changed(agent, &machine.receipt.inputs)).unwrap_or_default();
                 if changed.is_empty() {
-                    return Ok(Some(*machine));
+                    return Ok(Some((*machine, in_use)));
                 }
                 let text = format!(
                     "the configuration of '{}' says something else than at its last build ({}): it is built again",
@@ -110,21 +117,21 @@ impl Target {
         }
     }
 
-    /// Builds it.
-    pub(crate) fn build(&self, session: &Session, store: &Store) -> Result<Machine> {
+    /// Builds it. It stays until the lock is dropped.
+    pub(crate) fn build(&self, session: &Session, store: &Store) -> Result<(Machine, UseLock)> {
         let Some(agent) = &self.agent else { anyhow::bail!("nothing says how to build '{}'", self.name) };
         let text = format!("agent '{}' has no artifact yet: building it first", self.name);
         session.progress.report(Event::Note { text: &text });
         // Standard output belongs to the guest: stages go to standard error.
         let observer = session.progress.stages_on_stderr();
         let _end_children = EndChildren::on_signals()?;
-        let outcome = build_agent::build_with(session, store, agent, &observer)?;
+        let (outcome, in_use) = build_agent::build_with(session, store, agent, &observer)?;
         let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
         match store.machine(&key, false)? {
-            Lookup::Hit(machine) => Ok(*machine),
+            Lookup::Hit(machine) => Ok((*machine, in_use)),
             Lookup::Miss | Lookup::Damaged { .. } => {
                 anyhow::bail!(
-                    "the artifact of '{}' was removed as soon as it was built; run the command again",
+                    "the artifact of '{}' was removed by hand as soon as it was built; run the command again",
                     self.name
                 )
             }
