@@ -23,3 +23,4 @@ mod launch;
 mod peers;
 mod sidecar;
 mod stand_in;
+mod transfer;

@@ -307,6 +307,42 @@ pub(crate) enum Cache {
     Rm(Keys),
     /// Hash everything in the cache again and say what is wrong (exit code 1 if anything is).
     Verify,
+    /// Write artifacts to one file, to be imported elsewhere; or an image, for `docker load`.
+    Export(CacheExport),
+    /// Take in what was exported, checking every byte of it first.
+    Import(CacheImport),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheExport {
+    /// The artifacts: agents of this project, or the first digits of keys, IMAGE or IMAGE/RECIPE.
+    #[arg(value_name = "KEY|AGENT", required_unless_present = "image")]
+    pub(crate) keys: Vec<String>,
+    /// Write to this file, or `-` for standard output, which is the default where that is no terminal.
+    #[arg(short, long, value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+    /// Also write what the images are made of, so that nothing need be built from a Dockerfile there.
+    #[arg(long)]
+    pub(crate) with_image: bool,
+    /// Write this image instead, as `docker load` and skopeo read it: an agent, or the first digits of a key.
+    #[arg(long, value_name = "KEY|IMAGE", conflicts_with_all = ["keys", "with_image"])]
+    pub(crate) image: Option<String>,
+    /// Call the image this where it is loaded.
+    #[arg(long, value_name = "REF", requires = "image")]
+    pub(crate) tag: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheImport {
+    /// An export, or a .smolmachine of any packer, or `-` for standard input.
+    #[arg(value_name = "FILE|-", value_hint = ValueHint::FilePath)]
+    pub(crate) file: PathBuf,
+    /// The image that a .smolmachine was made of: it does not say.
+    #[arg(long, value_name = "sha256:HEX")]
+    pub(crate) image_id: Option<smolcellar_oci::ImageId>,
+    /// Make the artifact what `launch NAME` starts in this project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]

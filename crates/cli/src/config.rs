@@ -110,12 +110,7 @@ impl Config {
         let config = Self { project: project.to_owned(), file, tables };
         config.gc_policy()?;
         for name in config.tables.agent.keys() {
-            let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
-            if name.is_empty()
-                || name.len() > 64
-                || !name.chars().all(fine)
-                || !name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            {
+            if !can_name_agent(name) {
                 let place = config.file.display();
                 bail!(Usage(format!(
                     "{place}: '{name}' cannot name an agent: use lower-case letters, digits, '-', '_' and '.', at most 64"
@@ -268,6 +263,12 @@ fn cargo_tables(cargo: &Path) -> Result<Option<Tables>> {
     let Some(text) = read(cargo)?.filter(|text| text.contains("smolcellar")) else { return Ok(None) };
     let parsed: CargoToml = toml::from_str(&text).map_err(|error| malformed(cargo, &error))?;
     Ok(parsed.workspace.and_then(|w| w.metadata).and_then(|m| m.smolcellar))
+}
+
+/// Whether an agent may have this name.
+pub(crate) fn can_name_agent(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
+    name.len() <= 64 && name.chars().all(fine) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 /// The agent of an archive where no configuration says more.

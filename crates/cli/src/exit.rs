@@ -3,6 +3,7 @@
 use smolcellar_launcher::LaunchError;
 use smolcellar_pipeline::PipelineError;
 use smolcellar_store::StoreError;
+use smolcellar_transfer::TransferError;
 
 /// It worked.
 pub(crate) const OK: u8 = 0;
@@ -39,9 +40,9 @@ pub(crate) struct Declined(pub(crate) String);
 pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
     if error.chain().any(is_lock_timeout) {
         LOCK_TIMEOUT
-    } else if error.chain().any(|cause| cause.is::<Usage>() || is_configuration(cause)) {
+    } else if error.chain().any(|cause| cause.is::<Usage>() || is_configuration(cause) || is_misuse(cause)) {
         USAGE
-    } else if error.chain().any(|cause| cause.is::<Miss>()) {
+    } else if error.chain().any(|cause| cause.is::<Miss>() || is_miss(cause)) {
         MISS
     } else if error.chain().any(|cause| cause.is::<Declined>()) {
         DECLINED
@@ -50,6 +51,18 @@ pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
     } else {
         FAILED
     }
+}
+
+/// An export or an import was asked for wrongly.
+fn is_misuse(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use TransferError::{NeedsImage, NeedsNoImage, NotOne, Tag};
+    let error = cause.downcast_ref();
+    matches!(error, Some(NeedsImage(_) | NeedsNoImage(_) | NotOne { .. } | Tag { .. }))
+}
+
+/// What was to be exported is not in the cache.
+fn is_miss(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(TransferError::NoMachine(_) | TransferError::NoImage(_)))
 }
 
 /// A configured path or program is not there.
@@ -71,6 +84,8 @@ fn is_lock_timeout(cause: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(LaunchError::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else if let Some(smolcellar_smolvm::Error::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else if let Some(TransferError::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else {
         cause.downcast_ref()

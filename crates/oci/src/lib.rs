@@ -29,6 +29,7 @@ pub use error::{OciError, Result};
 pub use image_id::ImageId;
 pub use layout::check_platform;
 pub use manifest::{MANIFEST_MEDIA_TYPE, image_manifest};
+pub use tar_reader::first_entry;
 
 use std::fs::File;
 

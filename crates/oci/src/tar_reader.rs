@@ -8,6 +8,8 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 
+use crate::error::show;
+
 /// Bytes of a tar block.
 pub(crate) const BLOCK: u64 = 512;
 
@@ -228,6 +230,20 @@ impl<R: Skip> TarReader<R> {
         self.inner.skip(padding)?;
         self.position += size + padding;
         Ok(body)
+    }
+}
+
+/// The path (as [`show`] has it) and the size in bytes of the first entry of a
+/// tar; `None` at its end.
+///
+/// # Errors
+/// What is wrong with its header.
+pub fn first_entry(input: &mut dyn Read) -> Result<Option<(String, u64)>, String> {
+    match TarReader::new(input).next() {
+        Ok(header) => Ok(header.map(|header| (show(&header.path), header.size))),
+        Err(TarError::Io(error)) => Err(error.to_string()),
+        Err(TarError::NotTar) => Err("a header checksum is wrong".into()),
+        Err(TarError::Bad { problem, .. }) => Err(problem),
     }
 }
 

@@ -20,7 +20,7 @@ pub use assets::{AgentRootfs, MachineSpec};
 pub use error::{PackError, Result};
 pub use index::{Frame, FrameIndex, INDEX_VERSION};
 pub use layer::with_layer;
-pub use read::{Artifact, read};
+pub use read::{Artifact, read, read_foreign};
 pub use write::{Packed, pack, zstd_version};
 
 /// The version of the packer, part of every recipe: what is written for one

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use smolvm_pack::format::{PackFooter, PackManifest};
+use smolvm_pack::format::{FOOTER_SIZE, PackFooter, PackManifest};
 
 use crate::error::{PackError, Result};
 use crate::index::FrameIndex;
@@ -32,6 +32,30 @@ pub fn read(path: &Path) -> Result<Artifact> {
     let file = File::open(path).map_err(|error| bad(error.to_string()))?;
     let index = read_index(&file, footer.assets_size).map_err(bad)?;
     Ok(Artifact { footer, manifest, index })
+}
+
+/// What [`read`] does, and for files of strangers: that the parts are all there
+/// is of the file, in smolvm's order for a file of its own, and that the CRC-32
+/// of assets and manifest is the footer's (crate `smolvm-pack`, module `format`).
+/// Reads the whole file.
+///
+/// # Errors
+/// [`PackError::Artifact`] saying what is wrong.
+pub fn read_foreign(path: &Path) -> Result<Artifact> {
+    let bad = |problem: String| PackError::Artifact { path: path.to_owned(), problem };
+    let artifact = read(path)?;
+    let footer = &artifact.footer;
+    let mut file = File::open(path).map_err(|error| bad(error.to_string()))?;
+    let size = file.metadata().map_err(|error| bad(error.to_string()))?.len();
+    let parts = footer.assets_size.checked_add(footer.manifest_size);
+    if footer.assets_offset != 0 || parts.and_then(|n| n.checked_add(FOOTER_SIZE as u64)) != Some(size) {
+        return Err(bad("its parts do not add up to the file".into()));
+    }
+    let sums = smolvm_pack::packer::verify_sidecar_checksum_file(&mut file, footer);
+    match sums.map_err(|error| bad(error.to_string()))? {
+        true => Ok(artifact),
+        false => Err(bad("its CRC-32 is not that of its contents".into())),
+    }
 }
 
 /// The largest index that is read, in bytes: an image of several TiB.

@@ -21,6 +21,6 @@ mod tarball;
 pub use agent::{AgentSpec, Overrides, Source};
 pub use error::{PipelineError, Result};
 pub use outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
-pub use pointer::{AgentPointer, last_built};
+pub use pointer::{AgentPointer, last_built, remember_built};
 pub use recipe::{DEFAULT_LEVEL, changed, inputs};
 pub use run::{Context, run};

@@ -43,7 +43,9 @@ pub fn last_built(store: &Store, project: &Path, name: &str) -> Option<AgentPoin
     read(&agent_path(store, project, name))
 }
 
-pub(crate) fn remember_built(store: &Store, project: &Path, name: &str, key: &MachineKey) {
+/// Makes an artifact what the agent `name` of `project` was last built to. What
+/// cannot be written is not remembered: the next build finds it out again.
+pub fn remember_built(store: &Store, project: &Path, name: &str, key: &MachineKey) {
     let pointer = AgentPointer {
         schema: SCHEMA,
         agent: name.to_owned(),

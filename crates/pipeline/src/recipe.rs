@@ -31,7 +31,12 @@ fn configured(agent: &AgentSpec) -> [(&'static str, Value); 7] {
 
 /// What the configuration says otherwise than it did when an artifact with
 /// these inputs was built.
+///
+/// An artifact that another packer made was built from no configuration.
 pub fn changed(agent: &AgentSpec, inputs: &BTreeMap<String, Value>) -> Vec<&'static str> {
+    if inputs.get("packer").is_some_and(|packer| packer == "foreign") {
+        return Vec::new();
+    }
     let differs = |(name, value): (&'static str, Value)| (inputs.get(name) != Some(&value)).then_some(name);
     configured(agent).into_iter().filter_map(differs).collect()
 }

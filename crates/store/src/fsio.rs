@@ -10,8 +10,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::digest::Digest;
@@ -19,7 +19,7 @@ use crate::error::{Result, StoreError};
 
 /// The largest JSON file of the store that is read, in bytes. Receipts are a
 /// few KiB; anything near this is not ours.
-const MAX_JSON: u64 = 16 << 20;
+pub const MAX_JSON: u64 = 16 << 20;
 
 /// Creates a file that must not exist yet, for reading and writing.
 ///
@@ -159,25 +159,18 @@ pub(crate) fn unused_name(dir: &Path, stem: &str) -> PathBuf {
     dir.join(format!("{stem}-{random:016x}"))
 }
 
-/// Writes `value` as sealed JSON: an object whose field `seal` is the SHA-256
-/// of the rest in canonical form (keys sorted, no white space). What a newer
-/// version wrote is never replaced, whatever the writer thought it saw.
+/// Writes `value` as sealed JSON. What a newer version wrote is never
+/// replaced, whatever the writer thought it saw.
 ///
 /// # Errors
 /// [`StoreError::Io`]; [`StoreError::Newer`] when there is a file whose `schema`
 /// is above the value's. `dest` is then as it was.
 pub fn write_sealed<T: Serialize>(temp_dir: &Path, dest: &Path, value: &T) -> Result<()> {
-    let damaged = |problem: String| StoreError::Damaged { path: dest.to_owned(), problem };
-    let mut value = serde_json::to_value(value).map_err(|e| damaged(e.to_string()))?;
-    let schema = value.get("schema").and_then(Value::as_u64).unwrap_or(0);
+    let text = seal(value, dest)?;
+    let schema = serde_json::from_slice::<Schema>(&text).map_err(|e| damaged(dest, e.to_string()))?.schema;
     if let Err(newer @ StoreError::Newer { .. }) = read_sealed::<Value>(dest, schema) {
         return Err(newer);
     }
-    let seal = Digest::of(value.to_string().as_bytes());
-    let object = value.as_object_mut().ok_or_else(|| damaged("not a JSON object".into()))?;
-    object.insert("seal".into(), Value::String(seal.to_string()));
-    let mut text = serde_json::to_vec_pretty(&value).map_err(|e| damaged(e.to_string()))?;
-    text.push(b'\n');
     write_atomic(temp_dir, dest, &text)
 }
 
@@ -187,7 +180,6 @@ pub fn write_sealed<T: Serialize>(temp_dir: &Path, dest: &Path, value: &T) -> Re
 /// [`StoreError::Damaged`] when the seal or the shape is wrong,
 /// [`StoreError::Newer`] when its `schema` is above `schema`.
 pub fn read_sealed<T: DeserializeOwned>(path: &Path, schema: u64) -> Result<Option<T>> {
-    let damaged = |problem: String| StoreError::Damaged { path: path.to_owned(), problem };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -195,10 +187,35 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path, schema: u64) -> Result<Opti
     };
     let mut text = Vec::new();
     BufReader::new(file).take(MAX_JSON + 1).read_to_end(&mut text).map_err(StoreError::io("read", path))?;
+    unseal(&text, path, schema).map(Some)
+}
+
+/// Sealed JSON: an object whose field `seal` is the SHA-256 of the rest in
+/// canonical form (keys sorted, no white space). `path` is for messages.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if the value is no JSON object.
+pub fn seal<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>> {
+    let mut value = serde_json::to_value(value).map_err(|e| damaged(path, e.to_string()))?;
+    let seal = Digest::of(value.to_string().as_bytes());
+    let object = value.as_object_mut().ok_or_else(|| damaged(path, "not a JSON object".into()))?;
+    object.insert("seal".into(), Value::String(seal.to_string()));
+    let mut text = serde_json::to_vec_pretty(&value).map_err(|e| damaged(path, e.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// Undoes [`seal`]; at most [`MAX_JSON`] bytes. `path` is for messages.
+///
+/// # Errors
+/// [`StoreError::Damaged`] when the seal or the shape is wrong,
+/// [`StoreError::Newer`] when its `schema` is above `schema`.
+pub fn unseal<T: DeserializeOwned>(text: &[u8], path: &Path, schema: u64) -> Result<T> {
+    let damaged = |problem: String| damaged(path, problem);
     if text.len() as u64 > MAX_JSON {
         return Err(damaged(format!("larger than {MAX_JSON} bytes")));
     }
-    let mut value: Value = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+    let mut value: Value = serde_json::from_slice(text).map_err(|e| damaged(e.to_string()))?;
     let object = value.as_object_mut().ok_or_else(|| damaged("not a JSON object".into()))?;
     let found = object.get("schema").and_then(Value::as_u64).unwrap_or(0);
     if found > schema {
@@ -209,7 +226,88 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path, schema: u64) -> Result<Opti
     if seal.as_ref().and_then(Value::as_str) != Some(&expected) {
         return Err(damaged("its seal does not fit its contents".into()));
     }
-    serde_json::from_value(value).map(Some).map_err(|e| damaged(e.to_string()))
+    serde_json::from_value(value).map_err(|e| damaged(e.to_string()))
+}
+
+#[derive(Deserialize)]
+struct Schema {
+    #[serde(default)]
+    schema: u64,
+}
+
+fn damaged(path: &Path, problem: String) -> StoreError {
+    StoreError::Damaged { path: path.to_owned(), problem }
+}
+
+/// A file without a name (open(2), `O_TMPFILE`), of which nothing is left if
+/// this process is killed. `None` where there is no such thing.
+#[cfg(target_os = "linux")]
+fn create_nameless(dir: &Path) -> Option<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // It gets its name by way of this folder.
+    fs::metadata("/proc/self/fd").ok()?;
+    let flags = i32::try_from(rustix::fs::OFlags::TMPFILE.bits()).ok()?;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(dir).ok()
+}
+
+#[cfg(target_os = "linux")]
+fn name_it(file: &File, path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD};
+    use std::os::fd::AsRawFd;
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn create_nameless(_: &Path) -> Option<File> {
+    None
+}
+
+#[cfg(not(target_os = "linux"))]
+fn name_it(_: &File, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Writes a file for a person, outside the store: `write` fills a new file
+/// beside `dest`, which then gets its name, mode 0644. A link stays a link. A
+/// device or a pipe is written to as it is.
+///
+/// # Errors
+/// [`StoreError::Io`], and whatever `write` yields; `dest` is then as it was,
+/// and nothing is left beside it.
+pub fn write_outside<T, E: From<StoreError>>(
+    dest: &Path,
+    write: impl FnOnce(&File) -> Result<T, E>,
+) -> Result<T, E> {
+    let dest = fs::canonicalize(dest)
+        .or_else(|_| std::path::absolute(dest))
+        .map_err(StoreError::io("find", dest))?;
+    if fs::metadata(&dest).is_ok_and(|metadata| !metadata.is_file()) {
+        let opened = OpenOptions::new().write(true).open(&dest);
+        return write(&opened.map_err(StoreError::io("open", &dest))?);
+    }
+    let parent = parent_of(&dest)?;
+    let temp = unused_name(parent, ".smolcellar");
+    let (file, nameless) = match create_nameless(parent) {
+        Some(file) => (file, true),
+        None => (create_new(&temp)?, false),
+    };
+    let written = write(&file).and_then(|value| {
+        file.sync_all().map_err(StoreError::io("fsync", &dest))?;
+        set_mode(&file, &temp, 0o644)?;
+        if nameless {
+            name_it(&file, &temp).map_err(StoreError::io("name", &temp))?;
+        }
+        fs::rename(&temp, &dest).map_err(StoreError::io("rename into place", &dest))?;
+        Ok(value)
+    });
+    if written.is_err() {
+        // The error at hand says more than one of this removal would.
+        let _ = fs::remove_file(&temp);
+    }
+    let value = written?;
+    sync_dir(parent)?;
+    Ok(value)
 }
 
 /// Sets permission bits.
@@ -230,7 +328,6 @@ fn parent_of(path: &Path) -> Result<&Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Sample {
@@ -301,5 +398,37 @@ mod tests {
     fn a_missing_file_is_none() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read_sealed::<Sample>(&dir.path().join("none"), 1).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_for_a_person_is_whole_or_as_it_was_and_nothing_is_left_beside_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (dest, link) = (dir.path().join("out"), dir.path().join("link"));
+        let fill = |text: &'static [u8], fail: bool| {
+            move |mut file: &File| {
+                file.write_all(text).map_err(StoreError::io("write", "x"))?;
+                if fail { Err(damaged(Path::new("x"), "on purpose".into())) } else { Ok(()) }
+            }
+        };
+        write_outside(&dest, fill(b"one", true)).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What a kill in the middle would leave.
+        let left = |_: &File| Ok::<_, StoreError>(fs::read_dir(dir.path()).unwrap().count());
+        let nameless = create_nameless(dir.path()).is_some();
+        assert_eq!(write_outside(&dest, left).unwrap(), usize::from(!nameless));
+        write_outside(&dest, fill(b"one", false)).unwrap();
+        assert_eq!(fs::metadata(&dest).unwrap().permissions().mode() & 0o777, 0o644);
+        std::os::unix::fs::symlink("out", &link).unwrap();
+        write_outside(&link, fill(b"two", true)).unwrap_err();
+        assert_eq!(fs::read(&dest).unwrap(), b"one");
+        write_outside(&link, fill(b"two", false)).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(
+            (fs::read(&dest).unwrap(), fs::read_dir(dir.path()).unwrap().count()),
+            (b"two".to_vec(), 2)
+        );
+        write_outside(Path::new("/dev/null"), fill(b"two", false)).unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
     }
 }

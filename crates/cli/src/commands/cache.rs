@@ -1,7 +1,9 @@
 //! `cache`: a look into the store, and its upkeep.
 
 mod du;
+mod export;
 pub(crate) mod gc;
+mod import;
 mod key;
 mod ls;
 mod pin;
@@ -21,6 +23,8 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Dir => dir(session),
         Cache::Ls => ls::run(session),
         Cache::Du => du::run(session),
+        Cache::Export(args) => export::run(session, args),
+        Cache::Import(args) => import::run(session, args),
         Cache::Gc(args) => gc::run(session, args),
         Cache::Pin(args) => pin::pin(session, args),
         Cache::Unpin(args) => pin::unpin(session, args),
