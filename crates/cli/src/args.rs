@@ -116,6 +116,31 @@ pub(crate) struct BuildAgent {
     /// Build for this platform.
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
+    /// Say what would be done, why, and what it took the last time; build nothing.
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// Say of each stage that has to work which of its inputs has changed.
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// Build nothing: if anything would have to be built, say what and end with exit code 3.
+    #[arg(long, conflicts_with_all = ["plan", "force"])]
+    pub(crate) require_cache: bool,
+    /// Build again from this stage on, whatever is in the cache; from the first, without the engine's own cache.
+    #[arg(long, value_name = "STAGE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "image", conflicts_with = "plan")]
+    pub(crate) force: Option<Stage>,
+}
+
+/// See [`smolcellar_pipeline::StageName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Stage {
+    /// The engine builds the image.
+    Image,
+    /// The image is taken out of the engine.
+    Tarball,
+    /// The image gets its manifest.
+    Registry,
+    /// The artifact is packed.
+    Smolmachine,
 }
 
 #[derive(Debug, clap::Args)]
@@ -299,6 +324,8 @@ pub(crate) enum Cache {
     Du,
     /// Remove what is too old or too much by the policy in the configuration, and what nothing can use.
     Gc(CacheGc),
+    /// Say which inputs had changed when an agent was last built, or an artifact was.
+    Why(CacheWhy),
     /// Keep artifacts, whatever the policy says.
     Pin(Keys),
     /// Let artifacts go again when the policy says so.
@@ -371,6 +398,13 @@ pub(crate) struct CacheGc {
     /// Do not ask.
     #[arg(short, long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheWhy {
+    /// An agent of the configuration, or an artifact: IMAGE or IMAGE/RECIPE, or the first digits of each.
+    #[arg(value_name = "KEY|AGENT")]
+    pub(crate) what: String,
 }
 
 /// Artifacts.

@@ -245,6 +245,7 @@ impl Config {
             Usage(format!("{place}: agent.{name}: `context`, the folder to build, is missing"))
         })?;
         let build = BuildSpec {
+            no_cache: false,
             context: self.project.join(context),
             dockerfile: agent.dockerfile.as_ref().map(|path| self.project.join(path)),
             tag: agent.image.clone().unwrap_or_else(|| format!("smolcellar/{name}:latest")),

@@ -60,6 +60,7 @@ impl SidecarTable {
             }
             (_, None) => None,
             (image, Some(context)) => Some(BuildSpec {
+                no_cache: false,
                 context: project.join(context),
                 dockerfile: self.dockerfile.as_ref().map(|path| project.join(path)),
                 tag: image.clone().unwrap_or_else(|| format!("smolcellar/{agent}-sidecar:latest")),

@@ -63,6 +63,7 @@ fn is_misuse(cause: &(dyn std::error::Error + 'static)) -> bool {
 /// What was to be exported is not in the cache.
 fn is_miss(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause.downcast_ref(), Some(TransferError::NoMachine(_) | TransferError::NoImage(_)))
+        || matches!(cause.downcast_ref(), Some(PipelineError::NotCached))
 }
 
 /// A configured path or program is not there.

@@ -50,6 +50,8 @@ pub struct BuildSpec {
     pub platform: Option<String>,
     /// Build arguments.
     pub build_args: BTreeMap<String, String>,
+    /// Whether every step is to run again, whatever the engine has cached.
+    pub no_cache: bool,
 }
 
 impl Engine {
@@ -190,6 +192,9 @@ pub fn build_args(spec: &BuildSpec, id_file: &Path) -> Vec<OsString> {
     for (name, value) in &spec.build_args {
         option("--build-arg", format!("{name}={value}").into());
     }
+    if spec.no_cache {
+        args.push("--no-cache".into());
+    }
     args.push(spec.context.clone().into());
     args
 }
@@ -246,6 +251,7 @@ mod tests {
             target: Some("final".into()),
             platform: Some("linux/amd64".into()),
             build_args: BTreeMap::from([("V".into(), "1".into())]),
+            no_cache: false,
         }
     }
 

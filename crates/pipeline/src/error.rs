@@ -39,6 +39,15 @@ pub enum PipelineError {
         /// Why not.
         source: std::io::Error,
     },
+    /// It is not in the cache, and nothing was to be built.
+    #[error("it is not in the cache, and was not to be built")]
+    NotCached,
+    /// What the store had of the image was damaged, and a new build of it gave
+    /// another image.
+    #[error(
+        "what the cache had of the image was damaged, and building it again gave another one; run the command again"
+    )]
+    Moved,
     /// An engine is needed and there is none.
     #[error("an image build needs a container engine")]
     NoEngine,

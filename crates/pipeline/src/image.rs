@@ -1,51 +1,69 @@
 //! The image stage: a Dockerfile or an archive becomes an image ID.
 
 use std::fs::File;
+use std::path::Path;
 
-use smolcellar_engine::Engine;
+use smolcellar_engine::{BuildSpec, Engine};
 use smolcellar_oci::{ImageId, Wanted};
 use smolcellar_store::{Digest, Store};
 
 use crate::agent::{AgentSpec, Source};
 use crate::error::{PipelineError, Result};
-use crate::outcome::Observer;
+use crate::facts::BuildFacts;
+use crate::outcome::StageName;
+use crate::record::BuildRecord;
+use crate::run::Context;
 use crate::{before, pointer};
 
 /// What the stage found.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Found {
     /// The image, where it can be told without reading all of it.
     pub(crate) id: Option<ImageId>,
-    /// What the engine calls it.
+    /// What the engine calls it; `None` if the engine was not asked to build it.
     pub(crate) engine_id: Option<Digest>,
+    /// What its build saw.
+    pub(crate) facts: Option<BuildFacts>,
 }
 
-/// Runs the stage.
-pub(crate) fn resolve(
-    store: &Store,
-    engine: Option<&Engine>,
-    agent: &AgentSpec,
-    observer: &dyn Observer,
-) -> Result<Found> {
+/// Runs the stage. An engine is asked to build unless what it would see was
+/// built before.
+pub(crate) fn resolve(context: Context<'_>, agent: &AgentSpec, last: Option<&BuildRecord>) -> Result<Found> {
     match &agent.source {
         Source::Build { before, build } => {
-            let engine = engine.ok_or(PipelineError::NoEngine)?;
-            before::run(before, &agent.project, &|line| observer.line(line))?;
-            let id = engine.build(build, &store.scratch()?, &|line| observer.line(line))?;
-            Ok(Found { id: config_digest(store, engine, &id)?, engine_id: Some(id) })
+            let engine = context.engine.ok_or(PipelineError::NoEngine)?;
+            before::run(before, &agent.project, &|line| context.observer.line(line))?;
+            let facts = BuildFacts::gather(build, engine, last.and_then(|last| last.facts.as_ref()));
+            let seen = facts.fingerprint().and_then(|seen| pointer::built_from(context.store, &seen));
+            match seen.filter(|_| context.force != Some(StageName::Image)) {
+                Some(id) => Ok(Found { id: Some(id), engine_id: None, facts: Some(facts) }),
+                None if context.only_cached => Err(PipelineError::NotCached),
+                None => ask(context, build, facts),
+            }
         }
-        // A pipe can be read once, and that is the next stage's part.
-        Source::Archive(path) if path.metadata().is_ok_and(|metadata| !metadata.is_file()) => {
-            Ok(Found { id: None, engine_id: None })
-        }
-        Source::Archive(path) => {
-            let opened = File::open(path);
-            let file = opened.map_err(|source| PipelineError::Archive { path: path.clone(), source })?;
-            let id = smolcellar_oci::peek(&file, &wanted(agent, None));
-            Ok(Found { id, engine_id: None })
-        }
-        Source::Stdin => Ok(Found { id: None, engine_id: None }),
+        Source::Archive(path) => Ok(Found { id: peek(agent, path)?, ..Found::default() }),
+        Source::Stdin => Ok(Found::default()),
     }
+}
+
+/// The image in an archive, where that can be told without reading all of it.
+pub(crate) fn peek(agent: &AgentSpec, path: &Path) -> Result<Option<ImageId>> {
+    // A pipe can be read once, and that is the next stage's part.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Ok(None);
+    }
+    let opened = File::open(path);
+    let file = opened.map_err(|source| PipelineError::Archive { path: path.to_owned(), source })?;
+    Ok(smolcellar_oci::peek(&file, &wanted(agent, None)))
+}
+
+/// Has the engine build the image.
+pub(crate) fn ask(context: Context<'_>, build: &BuildSpec, facts: BuildFacts) -> Result<Found> {
+    let Context { store, observer, .. } = context;
+    let engine = context.engine.ok_or(PipelineError::NoEngine)?;
+    let fresh = BuildSpec { no_cache: context.force == Some(StageName::Image), ..build.clone() };
+    let id = engine.build(&fresh, &store.scratch()?, &|line| observer.line(line))?;
+    Ok(Found { id: config_digest(store, engine, &id)?, engine_id: Some(id), facts: Some(facts) })
 }
 
 /// The image ID behind an engine's ID, where the store or the engine can tell.

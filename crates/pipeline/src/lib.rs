@@ -9,18 +9,26 @@
 mod agent;
 mod before;
 mod error;
+mod explain;
+mod facts;
 mod image;
 mod machine;
 mod outcome;
+mod plan;
 mod pointer;
 mod recipe;
+mod record;
 mod registry;
 mod run;
 mod tarball;
 
 pub use agent::{AgentSpec, Overrides, Source};
 pub use error::{PipelineError, Result};
+pub use explain::{InputChange, StageWhy, between};
+pub use facts::BuildFacts;
 pub use outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
-pub use pointer::{AgentPointer, last_built, remember_built};
+pub use plan::{BuildPlan, Expect, PlannedStage, plan};
+pub use pointer::{AgentPointer, last_built, remember_built, sweep_pointers};
 pub use recipe::{DEFAULT_LEVEL, changed, inputs};
+pub use record::{BuildRecord, Took, last_build};
 pub use run::{Context, run};

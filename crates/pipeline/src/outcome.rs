@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use smolcellar_oci::ImageId;
 use smolcellar_store::{Digest, Reporter};
 
+use crate::explain::StageWhy;
+
 /// The stages, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StageName {
     /// A Dockerfile or an archive becomes an image ID.
@@ -21,6 +23,9 @@ pub enum StageName {
 }
 
 impl StageName {
+    /// All, in order.
+    pub const ALL: [Self; 4] = [Self::Image, Self::Tarball, Self::Registry, Self::Smolmachine];
+
     /// The name as commands and JSON have it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -79,6 +84,9 @@ pub struct Outcome {
     pub sha256: Digest,
     /// What each stage did.
     pub stages: Vec<StageReport>,
+    /// Why those that had to work had to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<StageWhy>,
 }
 
 /// Hears of stages as they end, besides what every reporter hears.

@@ -1,6 +1,6 @@
 //! One agent through all stages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -9,12 +9,15 @@ use smolcellar_oci::ImageId;
 use smolcellar_smolvm::Runtime;
 use smolcellar_store::{BuildLock, Machine, MachineKey, StageReceipt, Store, UseLock};
 
-use crate::agent::AgentSpec;
-use crate::error::Result;
+use crate::agent::{AgentSpec, Source};
+use crate::error::{PipelineError, Result};
+use crate::explain::{Made, StageWhy};
+use crate::facts::BuildFacts;
 use crate::machine::InUse;
 use crate::outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
+use crate::record::{BuildRecord, Took, last_build};
 use crate::tarball::Taken;
-use crate::{image, machine, pointer, recipe, registry, tarball};
+use crate::{explain, image, machine, pointer, recipe, record, registry, tarball};
 
 /// What a run works with.
 #[derive(Clone, Copy)]
@@ -27,28 +30,53 @@ pub struct Context<'a> {
     pub engine: Option<&'a Engine>,
     /// Who hears of it.
     pub observer: &'a dyn Observer,
+    /// From which stage on everything is made again, whatever there is.
+    pub force: Option<StageName>,
+    /// Whether nothing is to be made: what is not there is an error.
+    pub only_cached: bool,
+}
+
+impl Context<'_> {
+    fn forces(&self, stage: StageName) -> bool {
+        self.force.is_some_and(|from| from <= stage)
+    }
 }
 
 /// Takes `agent` through all stages, doing only what is missing. Nothing
 /// collects the artifact until the lock is dropped.
 ///
 /// # Errors
-/// [`crate::PipelineError`]; whatever was published before stays and is whole.
+/// [`PipelineError`]; whatever was published before stays and is whole.
 pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)> {
-    let mut run = Run { context, agent, inputs: recipe::inputs(agent, context.runtime), stages: Vec::new() };
-    let recipe = machine::recipe(&run.inputs);
-
+    let last = last_build(context.store, &agent.project, &agent.name);
     let began = Instant::now();
-    let found = image::resolve(context.store, context.engine, agent, context.observer)?;
+    let mut found = image::resolve(context, agent, last.as_ref())?;
     let image_seconds = began.elapsed().as_secs_f64();
+    let inputs = recipe::inputs(agent, context.runtime);
+    let recipe = machine::recipe(&inputs);
+    let facts = found.facts.take();
+    let mut run = Run { context, agent, inputs, last, facts, stages: Vec::new() };
 
-    if let Some(id) = found.id {
+    if let Some(id) = found.id.filter(|_| context.force.is_none()) {
         let key = MachineKey { image: id.0, recipe };
         let began = Instant::now();
         if let Some(machine) = machine::look(context.store, &key, None, context.observer)? {
-            return run.all_hit(id, machine, image_seconds, began);
+            return run.all_hit(id, machine, image_seconds, began, found.engine_id.is_some());
         }
     }
+    if context.only_cached {
+        return Err(PipelineError::NotCached);
+    }
+    // An image that was built before may be neither in the store nor in the
+    // engine any more.
+    if let (Source::Build { build, .. }, None, Some(id)) = (&agent.source, found.engine_id, found.id)
+        && (context.forces(StageName::Tarball) || !tarball::is_whole(context.store, id))
+        && let Some(facts) = run.facts.take()
+    {
+        found = image::ask(context, build, facts)?;
+        run.facts = found.facts.take();
+    }
+    let image_seconds = began.elapsed().as_secs_f64();
     // An archive on a pipe, and an engine whose IDs are not the image's, tell
     // the image only by being read.
     let (id, early) = match found.id {
@@ -64,16 +92,21 @@ pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)
     };
     let known = context.store.stage_receipt(&id.0, tarball::STAGE).ok().flatten();
     let bytes = known.as_ref().map(StageReceipt::bytes).or(early.as_ref().map(|(taken, _)| taken.bytes()));
-    let status = if known.is_some() { StageStatus::Hit } else { StageStatus::Miss };
+    let hit = known.is_some() && !context.forces(StageName::Image);
+    let status = if hit { StageStatus::Hit } else { StageStatus::Miss };
     run.done(StageName::Image, status, image_seconds, bytes.unwrap_or(0));
     let machine = run.build(id, MachineKey { image: id.0, recipe }, found.engine_id, early)?;
-    run.finish(id, machine)
+    run.finish(id, machine, found.engine_id.is_some())
 }
 
 struct Run<'a> {
     context: Context<'a>,
     agent: &'a AgentSpec,
     inputs: BTreeMap<String, Value>,
+    /// The build before this one.
+    last: Option<BuildRecord>,
+    /// What the image's build saw.
+    facts: Option<BuildFacts>,
     stages: Vec<StageReport>,
 }
 
@@ -85,6 +118,7 @@ impl Run<'_> {
         machine: InUse,
         image_seconds: f64,
         began: Instant,
+        asked: bool,
     ) -> Result<(Outcome, UseLock)> {
         let store = self.context.store;
         let receipts = [tarball::STAGE, registry::STAGE]
@@ -100,7 +134,7 @@ impl Run<'_> {
             began.elapsed().as_secs_f64(),
             machine.machine.receipt.size,
         );
-        self.finish(id, machine)
+        self.finish(id, machine, asked)
     }
 
     /// The cold path, under locks.
@@ -115,13 +149,16 @@ impl Run<'_> {
         let image_lock = store.lock_build(&id.0.hex(), observer)?;
         // Whoever had the lock may have built all of it.
         let began = Instant::now();
-        if let Some(machine) = machine::look(store, &key, None, observer)? {
+        if self.context.force.is_none()
+            && let Some(machine) = machine::look(store, &key, None, observer)?
+        {
             drop(image_lock);
             self.other_built(id, &machine.machine, began);
             return Ok(machine);
         }
         let began = Instant::now();
         let receipt = store.stage_receipt(&id.0, tarball::STAGE).ok().flatten();
+        let receipt = receipt.filter(|_| !self.context.forces(StageName::Tarball));
         let kept = match &receipt {
             Some(receipt) => tarball::from_store(store, id, receipt, self.agent, observer)?,
             None => None,
@@ -131,6 +168,21 @@ impl Run<'_> {
             (Some(taken), _) => (taken, began.elapsed().as_secs_f64()),
             (None, Some((taken, seconds))) => (taken, seconds),
             (None, None) => {
+                let engine_id = match (&self.agent.source, engine_id, self.facts.take()) {
+                    // It was not asked yet, as the store seemed to have it all.
+                    (Source::Build { build, .. }, None, Some(facts)) => {
+                        let built = image::ask(self.context, build, facts)?;
+                        self.facts = built.facts;
+                        if built.id.is_some_and(|built| built != id) {
+                            return Err(PipelineError::Moved);
+                        }
+                        built.engine_id
+                    }
+                    (_, engine_id, facts) => {
+                        self.facts = facts;
+                        engine_id
+                    }
+                };
                 let taken = take(self.context, self.agent, Some(id), engine_id)?;
                 (taken, began.elapsed().as_secs_f64())
             }
@@ -155,9 +207,11 @@ impl Run<'_> {
         let staged = taken.staged.take();
         let taken = &*taken;
         let known = store.stage_receipt(&id.0, registry::STAGE).ok().flatten();
+        let known = known.filter(|_| !self.context.forces(StageName::Registry));
+        let heal = self.context.forces(StageName::Tarball);
         let publish = move || -> Result<(StageStatus, f64, u64)> {
             if let Some(staged) = staged {
-                tarball::publish(store, id, &agent.source, staged, (tarball_seconds * 1e3) as u64, observer)?;
+                tarball::publish(store, id, agent, staged, (tarball_seconds * 1e3) as u64, heal, observer)?;
             }
             let began = Instant::now();
             let manifest_there = |receipt: &StageReceipt| {
@@ -181,7 +235,11 @@ impl Run<'_> {
             };
             let key_lock = store.lock_build(&key.lock_name(), observer)?;
             let began = Instant::now();
-            let ready = match machine::look(store, &key, Some(&key_lock), observer)? {
+            let there = match self.context.force {
+                None => machine::look(store, &key, Some(&key_lock), observer)?,
+                Some(_) => None,
+            };
+            let ready = match there {
                 Some(machine) => Ready::Found(machine),
                 None => Ready::Written(machine::write(store, runtime, agent, taken, observer)?),
             };
@@ -221,20 +279,65 @@ impl Run<'_> {
         self.stages.push(report);
     }
 
-    fn finish(self, id: ImageId, in_use: InUse) -> Result<(Outcome, UseLock)> {
+    /// Remembers what came of it. `asked`: whether the engine built the image.
+    fn finish(self, id: ImageId, in_use: InUse, asked: bool) -> Result<(Outcome, UseLock)> {
         let InUse { machine, lock } = in_use;
+        let (store, agent) = (self.context.store, self.agent);
         let key = machine.receipt.key();
-        pointer::remember_built(self.context.store, &self.agent.project, &self.agent.name, &key);
+        pointer::remember_built(store, &agent.project, &agent.name, &key);
+        if let (true, Source::Build { build, .. }, Some(facts)) = (asked, &agent.source, &self.facts)
+            && let Some(seen) = facts.fingerprint()
+            && facts.still_hold(build)
+        {
+            pointer::remember_seen(store, &seen, id);
+        }
+        let why = self.remember(id);
         let outcome = Outcome {
-            agent: self.agent.name.clone(),
+            agent: agent.name.clone(),
             image_id: id,
             recipe: key.recipe,
             artifact: machine.path,
             size: machine.receipt.size,
             sha256: machine.receipt.sha256,
             stages: self.stages,
+            why,
         };
         Ok((outcome, lock))
+    }
+
+    /// Why the stages that had to work had to, noted for whoever asks later.
+    fn remember(&self, id: ImageId) -> Vec<StageWhy> {
+        let missed = || self.stages.iter().filter(|stage| stage.status == StageStatus::Miss);
+        let names: BTreeSet<StageName> = missed().map(|stage| stage.name).collect();
+        let new = Made { image: id, inputs: &self.inputs, facts: self.facts.as_ref() };
+        let why = match self.context.force {
+            Some(from) => explain::forced(&names, from),
+            None => explain::explain(self.last.as_ref().map(BuildRecord::made), new, &names),
+        };
+        let (mut took, kept, missed_at) = match &self.last {
+            Some(last) => (last.took.clone(), last.why.clone(), last.missed_at),
+            None => Default::default(),
+        };
+        took.extend(
+            missed()
+                .map(|stage| (stage.name, Took { millis: (stage.seconds * 1e3) as u64, bytes: stage.bytes })),
+        );
+        let (why_then, missed_at) = if why.is_empty() { (kept, missed_at) } else { (why.clone(), now()) };
+        let record = BuildRecord {
+            schema: BuildRecord::SCHEMA,
+            agent: self.agent.name.clone(),
+            project: self.agent.project.clone(),
+            image: id.0,
+            inputs: self.inputs.clone(),
+            facts: self.facts.clone(),
+            took,
+            why: why_then,
+            missed_at,
+        };
+        if self.last.as_ref() != Some(&record) {
+            record::remember(self.context.store, &record);
+        }
+        why
     }
 }
 

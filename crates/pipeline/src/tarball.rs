@@ -107,18 +107,26 @@ fn sound(image: Image, dir: TempDir) -> Result<Taken> {
 }
 
 /// Checks every layer, publishes the blobs, and then the receipt that names
-/// them.
+/// them. `heal`: what the store has of them is hashed too, and replaced if it
+/// is damaged.
 pub(crate) fn publish(
     store: &Store,
     id: ImageId,
-    source: &Source,
+    agent: &AgentSpec,
     staged: Staged,
     millis: u64,
+    heal: bool,
     observer: &dyn Observer,
 ) -> Result<StageReceipt> {
     let (blobs, image) = (store.blobs(), &staged.image);
     // Waits for the layers to be hashed, and so comes before the lock.
     image.verify()?;
+    for layer in image.layers.iter().filter(|layer| heal && blobs.has(&layer.diff_id, layer.blob.size)) {
+        if let Err(error @ StoreError::Mismatch { .. }) = blobs.check(&layer.diff_id) {
+            blobs.quarantine(&layer.diff_id)?;
+            observer.report(Event::Warn { text: &format!("{error}; it was quarantined and is replaced") });
+        }
+    }
     let publishing = store.publishing(observer)?;
     for layer in &image.layers {
         blobs.publish(&layer.blob, &publishing)?;
@@ -126,7 +134,7 @@ pub(crate) fn publish(
     let config = blobs.put(&image.config, &publishing)?;
     let mut refs = vec![blob("config", config, image.config.len() as u64)];
     refs.extend(image.layers.iter().map(|layer| blob("layer", layer.diff_id, layer.blob.size)));
-    let route = match source {
+    let route = match &agent.source {
         Source::Build { .. } => "save",
         Source::Archive(_) | Source::Stdin => "archive",
     };
@@ -141,6 +149,13 @@ pub(crate) fn publish(
     };
     store.commit_stage(&receipt, &publishing)?;
     Ok(receipt)
+}
+
+/// Whether the store seems to have all blobs of an image. Nothing is hashed:
+/// [`from_store`] does that.
+pub(crate) fn is_whole(store: &Store, id: ImageId) -> bool {
+    let receipt = store.stage_receipt(&id.0, STAGE).ok().flatten();
+    receipt.is_some_and(|receipt| receipt.blobs.iter().all(|blob| store.blobs().has(&blob.digest, blob.size)))
 }
 
 /// The image from the store's own blobs; `None` if they are not all there and

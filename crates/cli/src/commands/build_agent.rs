@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
-use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageStatus};
+use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageName, StageStatus};
 use smolcellar_store::{Store, UseLock};
 
-use crate::args::BuildAgent;
+use crate::args::{BuildAgent, Stage};
 use crate::commands::cache::gc;
+use crate::commands::{plan, why};
 use crate::config::bare_agent;
 use crate::exit::{self, Usage};
 use crate::format;
@@ -21,10 +22,16 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     let _end_children = EndChildren::on_signals()?;
     let agents = agents(session, args)?;
     let store = session.store()?;
+    if args.plan {
+        return plan::show(session, &store, &agents);
+    }
+    if args.require_cache {
+        plan::require(session, &store, &agents)?;
+    }
     let began = Instant::now();
     let mut outcomes = Vec::new();
     for agent in &agents {
-        outcomes.push(build(session, &store, agent)?);
+        outcomes.push(build(session, &store, agent, args)?);
     }
     if session.global.format == Format::Human {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
@@ -36,20 +43,45 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
 }
 
 /// Builds one agent and prints what came of it.
-fn build(session: &Session, store: &Store, agent: &AgentSpec) -> Result<Outcome> {
+fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent) -> Result<Outcome> {
     let human = session.global.format == Format::Human;
     // Set-up may have things to say of its own.
     session.runtime(store)?;
     if human {
         output::line(&agent.name)?;
     }
-    let (outcome, _in_use) = build_with(session, store, agent, &session.progress)?;
+    let how = How { force: args.force.map(stage), only_cached: args.require_cache };
+    let (mut outcome, _in_use) = build_with(session, store, agent, how, &session.progress)?;
+    if !args.explain {
+        outcome.why.clear();
+    }
     if human {
+        for line in why::lines(&outcome.why) {
+            output::line(&format!("  {line}"))?;
+        }
         output::line(&format!("  {}", outcome.artifact.display()))?;
     } else {
         output::json(&outcome)?;
     }
     Ok(outcome)
+}
+
+/// How to build.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct How {
+    /// From which stage on everything is made again.
+    pub(crate) force: Option<StageName>,
+    /// Whether nothing is to be made.
+    pub(crate) only_cached: bool,
+}
+
+fn stage(stage: Stage) -> StageName {
+    match stage {
+        Stage::Image => StageName::Image,
+        Stage::Tarball => StageName::Tarball,
+        Stage::Registry => StageName::Registry,
+        Stage::Smolmachine => StageName::Smolmachine,
+    }
 }
 
 /// Builds one agent; who hears of it is `observer`. The artifact stays until the
@@ -58,6 +90,7 @@ pub(crate) fn build_with(
     session: &Session,
     store: &Store,
     agent: &AgentSpec,
+    how: How,
     observer: &dyn Observer,
 ) -> Result<(Outcome, UseLock)> {
     let engine = match &agent.source {
@@ -65,7 +98,8 @@ pub(crate) fn build_with(
         Source::Archive(_) | Source::Stdin => None,
     };
     let runtime = session.runtime(store)?;
-    let context = Context { store, runtime: &runtime, engine: engine.as_ref(), observer };
+    let How { force, only_cached } = how;
+    let context = Context { store, runtime: &runtime, engine: engine.as_ref(), observer, force, only_cached };
     smolcellar_pipeline::run(context, agent).with_context(|| format!("cannot build agent '{}'", agent.name))
 }
 

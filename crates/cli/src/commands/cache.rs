@@ -9,6 +9,7 @@ mod ls;
 mod pin;
 mod rm;
 mod verify;
+mod why;
 
 use anyhow::Result;
 use serde_json::json;
@@ -29,6 +30,7 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Pin(args) => pin::pin(session, args),
         Cache::Unpin(args) => pin::unpin(session, args),
         Cache::Rm(args) => rm::run(session, args),
+        Cache::Why(args) => why::run(session, args),
         Cache::Verify => verify::run(session),
     }
 }

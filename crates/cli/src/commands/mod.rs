@@ -11,6 +11,7 @@ mod extractions;
 mod fuzz;
 mod launch;
 mod logs;
+mod plan;
 mod ps;
 mod rm;
 mod setup;
@@ -19,6 +20,7 @@ mod stop;
 mod summary;
 mod target;
 mod test;
+mod why;
 
 use anyhow::Result;
 

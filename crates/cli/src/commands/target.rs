@@ -8,7 +8,7 @@ use smolcellar_pipeline::{AgentSpec, Source, changed, last_built};
 use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store, UseLock};
 
 use crate::args::Launch;
-use crate::commands::build_agent;
+use crate::commands::build_agent::{self, How};
 use crate::commands::cache::gc;
 use crate::config::Config;
 use crate::exit::Usage;
@@ -126,7 +126,7 @@ impl Target {
         // Standard output belongs to the guest: stages go to standard error.
         let observer = session.progress.stages_on_stderr();
         let _end_children = EndChildren::on_signals()?;
-        let (outcome, in_use) = build_agent::build_with(session, store, agent, &observer)?;
+        let (outcome, in_use) = build_agent::build_with(session, store, agent, How::default(), &observer)?;
         gc::after_build(session, store, self.config.as_ref());
         let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
         match store.machine(&key, false)? {

@@ -1,0 +1,149 @@
+//! What an image build sees: everything that decides the image, as far as it
+//! can be known without building.
+//!
+//! Two builds that see the same make the same image, as the engine's own build
+//! cache takes it. So the digest of what was seen leads to the image
+//! ([`crate::pointer`]), and the difference to the last build explains a miss.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use smolcellar_engine::context::{Builder, ContextListing, ContextSpec, Dockerfile, Listed, list};
+use smolcellar_engine::{BuildSpec, Engine, Kind};
+use smolcellar_store::{Digest, Hasher};
+
+/// More files than this are not compared; the engine is asked instead.
+const FILES: usize = 50_000;
+/// The largest Dockerfile that is read, in bytes.
+const DOCKERFILE: u64 = 4 << 20;
+
+/// What an image build sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildFacts {
+    /// Which builder, and where it is.
+    pub builder: String,
+    /// The stage that is built; empty for the last.
+    pub target: String,
+    /// The platform that is asked for; empty for the engine's own.
+    pub platform: String,
+    /// Build arguments. Only the digests of their values: they may be secrets.
+    pub build_args: BTreeMap<String, Digest>,
+    /// The images that it starts or copies from, and the engine's IDs of them.
+    pub bases: BTreeMap<String, Option<Digest>>,
+    /// The files, if they could be listed.
+    pub context: Option<ContextListing>,
+    /// What decides the image too, and cannot be seen.
+    pub unseen: Vec<String>,
+}
+
+impl BuildFacts {
+    /// Looks at everything a build of `spec` would see. Files that have not
+    /// changed since `previous` are not read again. The engine is asked only
+    /// for images that the Dockerfile names.
+    pub fn gather(spec: &BuildSpec, engine: &Engine, previous: Option<&Self>) -> Self {
+        let digest = |(name, value): (&String, &String)| (name.clone(), Digest::of(value.as_bytes()));
+        let mut facts = Self {
+            builder: builder(engine),
+            target: spec.target.clone().unwrap_or_default(),
+            platform: spec.platform.clone().unwrap_or_default(),
+            build_args: spec.build_args.iter().map(digest).collect(),
+            bases: BTreeMap::new(),
+            context: None,
+            unseen: Vec::new(),
+        };
+        if facts.list(spec, previous.and_then(|facts| facts.context.as_ref())) {
+            facts.bases(spec, engine);
+        }
+        facts
+    }
+
+    /// Whether the files are still what they were when this was gathered: a
+    /// build in between saw just these.
+    pub(crate) fn still_hold(&self, spec: &BuildSpec) -> bool {
+        let Some(context) = &self.context else { return false };
+        let mut now = Self { context: None, unseen: Vec::new(), ..self.clone() };
+        now.list(spec, Some(context))
+            && now.context.is_some_and(|now| now.fingerprint() == context.fingerprint())
+    }
+
+    /// The digest of all of it; `None` where that does not decide the image.
+    pub fn fingerprint(&self) -> Option<Digest> {
+        let context = self.context.as_ref().filter(|_| self.unseen.is_empty())?;
+        let mut hasher = Hasher::new();
+        let mut add = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        for text in ["smolcellar build 1", &self.builder, &self.target, &self.platform] {
+            add(text);
+        }
+        add(&self.build_args.len().to_string());
+        for (name, value) in &self.build_args {
+            add(name);
+            add(&value.hex());
+        }
+        for (name, id) in &self.bases {
+            add(name);
+            // An image that the engine has yet to get may be any.
+            add(&id.as_ref()?.hex());
+        }
+        add(&context.fingerprint().hex());
+        Some(hasher.finish())
+    }
+
+    fn list(&mut self, spec: &BuildSpec, previous: Option<&ContextListing>) -> bool {
+        let builder = match std::env::var_os("DOCKER_BUILDKIT").is_some_and(|value| value == "0") {
+            true => Builder::Classic,
+            false => Builder::BuildKit,
+        };
+        let dockerfile = spec.dockerfile.as_deref();
+        let asked = ContextSpec { context: &spec.context, dockerfile, builder, count_limit: FILES };
+        match list(&asked, previous) {
+            Ok(Listed::All { listing, .. }) => self.context = Some(listing),
+            Ok(Listed::TooMany { count_limit }) => {
+                self.unseen.push(format!("the build context has more than {count_limit} files"));
+            }
+            // The build will say it, if it is one.
+            Err(error) => self.unseen.push(error.to_string()),
+        }
+        self.context.is_some()
+    }
+
+    fn bases(&mut self, spec: &BuildSpec, engine: &Engine) {
+        let path = spec.dockerfile.clone().unwrap_or_else(|| spec.context.join("Dockerfile"));
+        let dockerfile = match read(&path) {
+            Ok(bytes) => Dockerfile::parse(&bytes),
+            Err(error) => return self.unseen.push(format!("{}: {error}", path.display())),
+        };
+        self.unseen.extend(dockerfile.blind.iter().map(ToString::to_string));
+        for image in dockerfile.images {
+            let id = engine.inspect(&image).ok().flatten().map(|info| info.id);
+            self.bases.insert(image, id);
+        }
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(DOCKERFILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What else decides how an engine builds.
+fn builder(engine: &Engine) -> String {
+    let kind = match engine.kind() {
+        Kind::Docker => "docker",
+        Kind::Podman => "podman",
+    };
+    let mut text = kind.to_owned();
+    let names =
+        ["DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "DOCKER_BUILDKIT", "DOCKER_DEFAULT_PLATFORM"];
+    for name in names {
+        if let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) {
+            text += &format!(" {name}={}", value.to_string_lossy());
+        }
+    }
+    text
+}
