@@ -56,6 +56,9 @@ pub(crate) struct Global {
     /// Do not collect the cache after a build, whatever the configuration says.
     #[arg(long, global = true, env = "SMOLCELLAR_NO_AUTO_GC", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) no_auto_gc: bool,
+    /// Use a cache on a network file system: only this machine must use it at a time.
+    #[arg(long, global = true, env = "SMOLCELLAR_ALLOW_NETWORK_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) allow_network_cache: bool,
     /// Show what the programs that are run print.
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
@@ -320,8 +323,12 @@ pub(crate) enum Cache {
     Dir,
     /// List the artifacts, the last used first.
     Ls,
-    /// Show what the cache takes on disk.
+    /// Show what the cache takes on disk, and what of it could go.
     Du,
+    /// Show all that is known of an artifact.
+    Inspect(Keys),
+    /// Show hits and misses, and what the hits have saved.
+    Stats(CacheStats),
     /// Remove what is too old or too much by the policy in the configuration, and what nothing can use.
     Gc(CacheGc),
     /// Say which inputs had changed when an agent was last built, or an artifact was.
@@ -398,6 +405,27 @@ pub(crate) struct CacheGc {
     /// Do not ask.
     #[arg(short, long)]
     pub(crate) yes: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheStats {
+    /// Count only what was not longer ago, as 30d or 12h.
+    #[arg(long, value_name = "AGE", value_parser = parse_age)]
+    pub(crate) since: Option<Duration>,
+    /// Add up by this.
+    #[arg(long, value_enum, default_value_t = StatsBy::Stage)]
+    pub(crate) by: StatsBy,
+}
+
+/// What `cache stats` adds up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum StatsBy {
+    /// Stages.
+    Stage,
+    /// Agents.
+    Agent,
+    /// Days, in UTC.
+    Day,
 }
 
 #[derive(Debug, Clone, clap::Args)]

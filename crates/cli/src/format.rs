@@ -48,6 +48,22 @@ pub(crate) fn age(span: Duration) -> String {
     }
 }
 
+/// The day of a time in seconds since 1970, in UTC: "2026-11-21".
+///
+/// By the "days from civil" reckoning in reverse: years begin in March, so that
+/// the leap day is a year's last.
+pub(crate) fn day(at: u64) -> String {
+    let days = at / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +79,14 @@ mod tests {
         assert_eq!(ago(SystemTime::now() + Duration::from_secs(1_000_000)), "just now");
         assert_eq!(ago(SystemTime::now() - Duration::from_secs(7300)), "2 h ago");
         assert_eq!(ago(SystemTime::UNIX_EPOCH), "never");
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        let days = [0, 951_782_399, 951_782_400, 1_709_164_800, 1_795_219_200, 4_107_542_399].map(day);
+        assert_eq!(
+            days,
+            ["1970-01-01", "2000-02-28", "2000-02-29", "2024-02-29", "2026-11-21", "2100-02-28"]
+        );
     }
 }

@@ -39,7 +39,10 @@ impl Session {
 
     /// Opens the store.
     pub(crate) fn store(&self) -> Result<Store> {
-        let options = OpenOptions { lock_timeout: self.global.lock_timeout };
+        let options = OpenOptions {
+            lock_timeout: self.global.lock_timeout,
+            allow_network: self.global.allow_network_cache,
+        };
         Ok(Store::open(&self.cache_dir()?, options)?)
     }
 

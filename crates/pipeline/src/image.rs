@@ -24,6 +24,8 @@ pub(crate) struct Found {
     pub(crate) engine_id: Option<Digest>,
     /// What its build saw.
     pub(crate) facts: Option<BuildFacts>,
+    /// Uncompressed bytes, where the engine was asked.
+    pub(crate) size: Option<u64>,
 }
 
 /// Runs the stage. An engine is asked to build unless what it would see was
@@ -36,7 +38,7 @@ pub(crate) fn resolve(context: Context<'_>, agent: &AgentSpec, last: Option<&Bui
             let facts = BuildFacts::gather(build, engine, last.and_then(|last| last.facts.as_ref()));
             let seen = facts.fingerprint().and_then(|seen| pointer::built_from(context.store, &seen));
             match seen.filter(|_| context.force != Some(StageName::Image)) {
-                Some(id) => Ok(Found { id: Some(id), engine_id: None, facts: Some(facts) }),
+                Some(id) => Ok(Found { id: Some(id), facts: Some(facts), ..Found::default() }),
                 None if context.only_cached => Err(PipelineError::NotCached),
                 None => ask(context, build, facts),
             }
@@ -63,21 +65,24 @@ pub(crate) fn ask(context: Context<'_>, build: &BuildSpec, facts: BuildFacts) ->
     let engine = context.engine.ok_or(PipelineError::NoEngine)?;
     let fresh = BuildSpec { no_cache: context.force == Some(StageName::Image), ..build.clone() };
     let id = engine.build(&fresh, &store.scratch()?, &|line| observer.line(line))?;
-    Ok(Found { id: config_digest(store, engine, &id)?, engine_id: Some(id), facts: Some(facts) })
+    let (image, size) = config_digest(store, engine, &id)?;
+    Ok(Found { id: image, engine_id: Some(id), facts: Some(facts), size })
 }
 
 /// The image ID behind an engine's ID, where the store or the engine can tell.
-fn config_digest(store: &Store, engine: &Engine, id: &Digest) -> Result<Option<ImageId>> {
+/// And its size, if the engine was asked.
+fn config_digest(store: &Store, engine: &Engine, id: &Digest) -> Result<(Option<ImageId>, Option<u64>)> {
     // The warm path asks nobody: an image that was taken in before has its
     // tarball receipt under its ID.
     if store.stage_receipt(id, crate::tarball::STAGE).is_ok_and(|receipt| receipt.is_some()) {
-        return Ok(Some(ImageId(*id)));
+        return Ok((Some(ImageId(*id)), None));
     }
     if let Some(image) = pointer::image_of(store, id) {
-        return Ok(Some(image));
+        return Ok((Some(image), None));
     }
     let info = engine.inspect(&id.to_string())?;
-    Ok(info.filter(|info| info.id_is_config).map(|_| ImageId(*id)))
+    let size = info.as_ref().map(|info| info.size);
+    Ok((info.filter(|info| info.id_is_config).map(|_| ImageId(*id)), size))
 }
 
 /// How the image is called in messages, and what it must be.

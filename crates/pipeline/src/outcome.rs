@@ -49,6 +49,17 @@ pub enum StageStatus {
     Skipped,
 }
 
+impl StageStatus {
+    /// The name as JSON has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
 /// One stage of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StageReport {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use smolcellar_engine::Engine;
 use smolcellar_oci::ImageId;
 use smolcellar_smolvm::Runtime;
-use smolcellar_store::{BuildLock, Machine, MachineKey, StageReceipt, Store, UseLock};
+use smolcellar_store::{BuildLock, Machine, MachineKey, RunStat, StageReceipt, StageStat, Store, UseLock};
 
 use crate::agent::{AgentSpec, Source};
 use crate::error::{PipelineError, Result};
@@ -77,6 +77,10 @@ pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)
         run.facts = found.facts.take();
     }
     let image_seconds = began.elapsed().as_secs_f64();
+    if let Some(size) = found.size.filter(|_| found.id.is_none_or(|id| !tarball::is_whole(context.store, id)))
+    {
+        context.store.need(size, &format!("taking the image of agent '{}' in", agent.name))?;
+    }
     // An archive on a pipe, and an engine whose IDs are not the image's, tell
     // the image only by being read.
     let (id, early) = match found.id {
@@ -291,6 +295,7 @@ impl Run<'_> {
         {
             pointer::remember_seen(store, &seen, id);
         }
+        self.note();
         let why = self.remember(id);
         let outcome = Outcome {
             agent: agent.name.clone(),
@@ -303,6 +308,27 @@ impl Run<'_> {
             why,
         };
         Ok((outcome, lock))
+    }
+
+    /// Notes the run for `cache stats`.
+    fn note(&self) {
+        let took = |name| self.last.as_ref().and_then(|last| last.took.get(&name));
+        let stage = |report: &StageReport| {
+            let millis = (report.seconds * 1e3) as u64;
+            let saved = match report.status {
+                StageStatus::Miss => 0,
+                _ => took(report.name).map_or(0, |took| took.millis.saturating_sub(millis)),
+            };
+            StageStat {
+                stage: report.name.as_str().into(),
+                status: report.status.as_str().into(),
+                millis,
+                saved_millis: saved,
+                bytes: report.bytes,
+            }
+        };
+        let stages = self.stages.iter().map(stage).collect();
+        self.context.store.note_run(&RunStat { at: now(), agent: self.agent.name.clone(), stages });
     }
 
     /// Why the stages that had to work had to, noted for whoever asks later.

@@ -29,6 +29,9 @@ pub(crate) fn find(store: &Store) -> Result<Option<Runtime>> {
     Ok(Receipt::load(&dest)?.map(|receipt| receipt.runtime(&dest, Origin::Wheel { sha256 })))
 }
 
+/// What the wheel and what is in it take together, in bytes: 44 and 134 MB.
+const INSTALLED: u64 = 180_000_000;
+
 /// Installs the pinned runtime into the store, once: a later call, or one that
 /// waited for another process doing it, finds it there.
 ///
@@ -48,6 +51,7 @@ pub fn install(store: &Store, reporter: &dyn Reporter, options: &InstallOptions)
     if let Some(runtime) = find(store)? {
         return Ok(runtime);
     }
+    store.need(INSTALLED, "installing smolvm")?;
     // Two folders: the one is published, the other is thrown away.
     let scratch = store.temp_dir()?;
     let temp = store.temp_dir()?;

@@ -38,11 +38,18 @@ pub enum Bucket {
     /// runtimes-v1/<sha256 of the wheel>/…
     /// ```
     Runtimes,
+    /// What runs did, a line of JSON per run, a file per thirty days.
+    ///
+    /// ```text
+    /// stats-v1/<days since 1970, divided by 30>.jsonl
+    /// ```
+    Stats,
 }
 
 impl Bucket {
     /// Every bucket, in the order in which `cache du` shows them.
-    pub const ALL: [Self; 5] = [Self::Machines, Self::Blobs, Self::Images, Self::Runtimes, Self::Pointers];
+    pub const ALL: [Self; 6] =
+        [Self::Machines, Self::Blobs, Self::Images, Self::Runtimes, Self::Pointers, Self::Stats];
 
     /// The folder's name, its version included.
     pub const fn folder(self) -> &'static str {
@@ -52,6 +59,7 @@ impl Bucket {
             Self::Machines => "machines-v1",
             Self::Pointers => "pointers-v1",
             Self::Runtimes => "runtimes-v1",
+            Self::Stats => "stats-v1",
         }
     }
 
@@ -63,6 +71,7 @@ impl Bucket {
             Self::Machines => ".smolmachine artifacts",
             Self::Pointers => "look-ups that save work",
             Self::Runtimes => "smolvm runtimes",
+            Self::Stats => "what runs did",
         }
     }
 }

@@ -22,6 +22,22 @@ pub enum StoreError {
         /// Why not.
         source: io::Error,
     },
+    /// The disk is too full for something that was not begun.
+    #[error(
+        "{what} needs {need} bytes in {}, and {available} are free; free some space (`cargo xtask cache gc` does, `cargo \
+         xtask cache du` shows what the cache holds) or name another folder with --cache-dir; nothing was changed",
+        path.display()
+    )]
+    NoSpace {
+        /// What was to be done.
+        what: String,
+        /// Where.
+        path: PathBuf,
+        /// The bytes that it needs.
+        need: u64,
+        /// The bytes that are free.
+        available: u64,
+    },
     /// The cache folder cannot be used as it is.
     #[error("the cache folder {} {problem}; {remedy}", path.display())]
     Root {

@@ -34,6 +34,11 @@ pub fn create_new(path: &Path) -> Result<File> {
         .map_err(StoreError::io("create", path))
 }
 
+/// Opens a file for appending, making it if need be.
+pub(crate) fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
 /// Opens a file for reading.
 ///
 /// # Errors

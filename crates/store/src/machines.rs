@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::fsio;
 use crate::lock::BuildLock;
+use crate::parallel;
 use crate::root::Store;
 use crate::stat::StatSeal;
 
@@ -95,6 +96,8 @@ pub struct UsedMachine {
     pub machine: Machine,
     /// When it was last used; 1970 if that is not known.
     pub used: SystemTime,
+    /// Its allocated bytes; 0 if it is not there.
+    pub allocated: u64,
 }
 
 /// All artifacts.
@@ -206,23 +209,27 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] if the folder cannot be listed.
     pub fn machines(&self) -> Result<MachineList> {
-        let mut found = MachineList::default();
+        let mut paths = Vec::new();
         for image in list(&self.bucket_dir(Bucket::Machines))? {
-            for path in list(&image)? {
-                if path.extension().is_none_or(|extension| extension != "json") {
-                    continue;
-                }
-                match fsio::read_sealed::<MachineReceipt>(&path, MachineReceipt::SCHEMA) {
-                    Ok(Some(receipt)) => {
-                        let files = Files::of(self, &receipt.key());
-                        let used = fs::metadata(&files.stat).and_then(|m| m.modified());
-                        let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
-                        let machine = Machine { path: files.artifact, receipt };
-                        found.machines.push(UsedMachine { machine, used });
-                    }
-                    Ok(None) => {}
-                    Err(error) => found.broken.push(error),
-                }
+            paths.extend(
+                list(&image)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")),
+            );
+        }
+        let read = parallel::map(&paths, |path| -> Result<Option<UsedMachine>> {
+            let receipt = fsio::read_sealed::<MachineReceipt>(path, MachineReceipt::SCHEMA)?;
+            Ok(receipt.map(|receipt| {
+                let files = Files::of(self, &receipt.key());
+                let used =
+                    fs::metadata(&files.stat).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+                let allocated = fs::symlink_metadata(&files.artifact).map_or(0, |m| crate::gc::allocated(&m));
+                UsedMachine { machine: Machine { path: files.artifact, receipt }, used, allocated }
+            }))
+        });
+        let mut found = MachineList::default();
+        for read in read {
+            match read {
+                Ok(machine) => found.machines.extend(machine),
+                Err(error) => found.broken.push(error),
             }
         }
         found.machines.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.machine.path.cmp(&b.machine.path)));

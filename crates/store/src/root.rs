@@ -13,6 +13,7 @@ use crate::bucket::Bucket;
 use crate::error::{Result, StoreError};
 use crate::fsio;
 use crate::lock::{self, BuildLock, Publishing, UseLock};
+use crate::network::network_kind;
 use crate::report::Reporter;
 use crate::session::{Session, TempDir};
 
@@ -31,6 +32,9 @@ const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
 pub struct OpenOptions {
     /// The longest wait for any one lock; `None` waits for ever.
     pub lock_timeout: Option<Duration>,
+    /// Whether a file system that other machines may write to will do: locks
+    /// may not hold there.
+    pub allow_network: bool,
 }
 
 /// An open store.
@@ -53,12 +57,22 @@ impl Store {
     /// there, and the first write says why it cannot.
     ///
     /// # Errors
-    /// [`StoreError::Root`] if the folder is a symlink, somebody else's or
-    /// writable by everybody; [`StoreError::Newer`] if a newer smolcellar
+    /// [`StoreError::Root`] if the folder is a symlink, somebody else's, writable
+    /// by everybody, or on a network file system; [`StoreError::Newer`] if a newer smolcellar
     /// wrote it; [`StoreError::Io`].
     pub fn open(root: &Path, options: OpenOptions) -> Result<Self> {
         let root = std::path::absolute(root).map_err(StoreError::io("find", root))?;
         let exists = check_root(&root)?;
+        if !options.allow_network
+            && let Some(kind) = network_kind(&root)
+        {
+            return Err(StoreError::Root {
+                path: root,
+                problem: format!("is on a network file system ({kind}), where locks may not hold"),
+                remedy: "name a folder on a local disk with --cache-dir or SMOLCELLAR_CACHE_DIR, or say \
+                         --allow-network-cache if only this machine uses it",
+            });
+        }
         let format = root.join("format.json");
         let store = Self { root, options, session: Mutex::new(None) };
         if exists && fsio::read_sealed::<Format>(&format, STORE_FORMAT)?.is_some() {
@@ -107,6 +121,20 @@ impl Store {
     /// [`StoreError::Io`].
     pub fn scratch(&self) -> Result<PathBuf> {
         Ok(self.session()?.dir().to_owned())
+    }
+
+    /// Makes sure, as far as can be told, that `bytes` more fit on the store's
+    /// file system: that `what` need not fail half-way.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`].
+    pub fn need(&self, bytes: u64, what: &str) -> Result<()> {
+        // A file system that does not say is not asked.
+        let available = self.disk().map_or(u64::MAX, |disk| disk.available);
+        if bytes <= available {
+            return Ok(());
+        }
+        Err(StoreError::NoSpace { what: what.to_owned(), path: self.root.clone(), need: bytes, available })
     }
 
     /// Publishes a whole folder: fsync of all it holds, rename, fsync of the

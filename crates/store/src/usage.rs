@@ -1,13 +1,16 @@
 //! What the store takes on disk.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::bucket::Bucket;
 use crate::error::Result;
+use crate::gc::{self, Entry, LooseKind, Policy};
 use crate::machines::list;
 use crate::root::Store;
 
@@ -22,6 +25,8 @@ pub struct BucketUsage {
     pub files: u64,
     /// Bytes that the file system has allocated for them.
     pub allocated: u64,
+    /// How many of these the collector could free: what nothing holds.
+    pub reclaimable: u64,
 }
 
 /// Disk usage of the store.
@@ -33,6 +38,8 @@ pub struct Usage {
     pub buckets: Vec<BucketUsage>,
     /// The sum, in allocated bytes.
     pub allocated: u64,
+    /// The sum of what the collector could free.
+    pub reclaimable: u64,
 }
 
 impl Store {
@@ -46,6 +53,7 @@ impl Store {
         let extra = [
             ("launches", "prompts and logs of machines"),
             ("leases", "machines that may still be there"),
+            ("pins", "artifacts that are to stay"),
             ("quarantine", "damaged entries, kept for a look"),
             ("tmp", "work under way, or swept by the next build"),
             ("trash", "on its way out"),
@@ -59,14 +67,47 @@ impl Store {
                 buckets.push(measure(&path, "not of this version; left alone"));
             }
         }
+        self.mark_reclaimable(&mut buckets)?;
         let allocated = buckets.iter().map(|bucket| bucket.allocated).sum();
-        Ok(Usage { root: self.root().to_owned(), buckets, allocated })
+        let reclaimable = buckets.iter().map(|bucket| bucket.reclaimable).sum();
+        Ok(Usage { root: self.root().to_owned(), buckets, allocated, reclaimable })
+    }
+}
+
+impl Store {
+    /// What `gc --all` would free, by folder. A blob that only images name that
+    /// would go counts once, as a blob.
+    fn mark_reclaimable(&self, buckets: &mut [BucketUsage]) -> Result<()> {
+        let inventory = self.inventory()?;
+        let plan = gc::plan(&inventory, &Policy { all: true, ..Policy::default() }, SystemTime::now());
+        let receipts: BTreeMap<_, _> =
+            inventory.images.iter().map(|image| (image.image, image.allocated)).collect();
+        let mut add = |folder: &str, bytes: u64| {
+            if let Some(bucket) = buckets.iter_mut().find(|bucket| bucket.folder == folder) {
+                bucket.reclaimable += bytes;
+            }
+        };
+        for removal in &plan.remove {
+            match &removal.entry {
+                Entry::Machine(_) | Entry::Loose(LooseKind::LeftOver(_), _) => {
+                    add(Bucket::Machines.folder(), removal.frees);
+                }
+                Entry::Image(image) => {
+                    let own = receipts.get(image).copied().unwrap_or(0).min(removal.frees);
+                    add(Bucket::Images.folder(), own);
+                    add(Bucket::Blobs.folder(), removal.frees - own);
+                }
+                Entry::Blob(_) => add(Bucket::Blobs.folder(), removal.frees),
+                Entry::Loose(LooseKind::Quarantined, _) => add("quarantine", removal.frees),
+            }
+        }
+        Ok(())
     }
 }
 
 fn measure(dir: &Path, purpose: &'static str) -> BucketUsage {
     let folder = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut usage = BucketUsage { folder, purpose, files: 0, allocated: 0 };
+    let mut usage = BucketUsage { folder, purpose, files: 0, allocated: 0, reclaimable: 0 };
     let mut pending = vec![dir.to_owned()];
     while let Some(dir) = pending.pop() {
         // Entries may vanish while we look; what is gone takes no space.

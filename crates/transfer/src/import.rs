@@ -1,6 +1,6 @@
 //! Taking an export in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -136,8 +136,22 @@ impl Import<'_> {
             return Err(TransferError::NotOne { what: what(), count: header.machines.len() });
         }
         self.entries = header.images.len() + header.machines.len();
+        self.store.need(self.missing(&header)?, &format!("importing {}", self.what))?;
         self.files(&mut tar, &header)?;
         tar.end()
+    }
+
+    /// The bytes of what the store does not have yet.
+    fn missing(&self, header: &Header) -> Result<u64> {
+        let keys: HashSet<_> = self.store.machine_keys()?.into_iter().collect();
+        let there = |machine: &&MachineEntry| {
+            keys.contains(&MachineKey { image: machine.image, recipe: machine.recipe })
+        };
+        let machines = header.machines.iter().filter(|machine| !there(machine)).map(|machine| machine.size);
+        let blobs = self.store.blobs();
+        let layers = header.blobs().filter(|(_, blob)| !blobs.has(&blob.digest, blob.size));
+        // A header may say anything.
+        Ok(machines.chain(layers.map(|(_, blob)| blob.size)).fold(0, u64::saturating_add))
     }
 
     /// The files after the header, each entry published when it is complete.

@@ -4,10 +4,12 @@ mod du;
 mod export;
 pub(crate) mod gc;
 mod import;
+mod inspect;
 mod key;
 mod ls;
 mod pin;
 mod rm;
+mod stats;
 mod verify;
 mod why;
 
@@ -30,6 +32,8 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Pin(args) => pin::pin(session, args),
         Cache::Unpin(args) => pin::unpin(session, args),
         Cache::Rm(args) => rm::run(session, args),
+        Cache::Inspect(args) => inspect::run(session, args),
+        Cache::Stats(args) => stats::run(session, args),
         Cache::Why(args) => why::run(session, args),
         Cache::Verify => verify::run(session),
     }

@@ -40,7 +40,9 @@ impl Held {
         (!self.copies.is_empty()).then(|| {
             let copies = format::count(self.copies.len(), "copy", "copies");
             let text = format!("{}: smolvm's own, {copies} of launched artifacts", self.folder);
-            vec![format::bytes(self.allocated()), String::new(), "smolvm extractions".into(), text]
+            let unused = self.copies.iter().filter(|copy| copy.machines.is_empty());
+            let unused = format::bytes(unused.map(|copy| copy.allocated).sum());
+            vec![format::bytes(self.allocated()), unused, String::new(), "smolvm extractions".into(), text]
         })
     }
 

@@ -39,7 +39,7 @@ pub(crate) fn changes(changes: &[InputChange]) -> Vec<String> {
 }
 
 /// A value in few characters.
-fn value(value: Option<&Value>) -> String {
+pub(crate) fn value(value: Option<&Value>) -> String {
     const LONGEST: usize = 60;
     let text = match value {
         None | Some(Value::Null) => return "none".into(),

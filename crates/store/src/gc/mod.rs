@@ -15,6 +15,7 @@ mod policy;
 mod race_tests;
 
 pub use collect::{Collected, Collector, Spared};
+pub(crate) use inventory::allocated;
 pub use inventory::{Disk, ImageEntry, Inventory, Loose, LooseKind, MachineEntry, Root};
 pub use plan::{Entry, Kept, Limit, Plan, Reason, Removal, plan};
 pub use policy::{Amount, Policy, parse_age};

@@ -32,12 +32,19 @@ pub(super) fn run(session: &Session) -> Result<u8> {
         .filter(|bucket| bucket.files > 0)
         .map(|bucket| {
             let files = bucket.files.to_string();
-            vec![format::bytes(bucket.allocated), files, bucket.folder.clone(), bucket.purpose.to_owned()]
+            let reclaimable = format::bytes(bucket.reclaimable);
+            let (folder, purpose) = (bucket.folder.clone(), bucket.purpose.to_owned());
+            vec![format::bytes(bucket.allocated), reclaimable, files, folder, purpose]
         })
         .collect();
     let files = usage.buckets.iter().map(|bucket| bucket.files).sum::<u64>().to_string();
-    rows.push(vec![format::bytes(usage.allocated), files, "total".into(), usage.root.display().to_string()]);
+    let (allocated, reclaimable) = (format::bytes(usage.allocated), format::bytes(usage.reclaimable));
+    rows.push(vec![allocated, reclaimable, files, "total".into(), usage.root.display().to_string()]);
     rows.extend(held.and_then(|held| held.row()));
-    output::table(&["ON DISK", "FILES", "FOLDER", ""], &[true, true, false, false], &rows)?;
+    output::table(
+        &["ON DISK", "RECLAIMABLE", "FILES", "FOLDER", ""],
+        &[true, true, true, false, false],
+        &rows,
+    )?;
     Ok(exit::OK)
 }

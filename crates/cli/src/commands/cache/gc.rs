@@ -311,7 +311,7 @@ pub(super) fn held_by(root: &Root) -> String {
     }
 }
 
-fn root_json(root: &Root) -> Value {
+pub(super) fn root_json(root: &Root) -> Value {
     match root {
         Root::Pinned => json!({ "kind": "pinned" }),
         Root::Leased { machine } => json!({ "kind": "leased", "machine": machine }),
