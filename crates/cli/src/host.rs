@@ -137,6 +137,15 @@ fn high_water(status_file: &str) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// Writes a file and its folder, without waiting for the disk.
+pub(crate) fn write_plain(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(path, bytes)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Lets what was written reach the disk, so that one measurement does not pay
 /// for the one before it.
 pub(crate) fn settle() {

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod bench_cache;
 mod bench_launch;
 mod build_agent;
 mod cache;
