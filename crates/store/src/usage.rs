@@ -46,6 +46,7 @@ impl Store {
         let extra = [
             ("launches", "prompts and logs of machines"),
             ("leases", "machines that may still be there"),
+            ("pins", "artifacts that are to stay"),
             ("quarantine", "damaged entries, kept for a look"),
             ("tmp", "work under way, or swept by the next build"),
             ("trash", "on its way out"),
