@@ -26,7 +26,8 @@ fn of_64_processes_on_32_keys_one_builds_each_and_all_have_the_same_bytes() {
 fn rounds(name: &str, keys: usize) {
     for round in 1..=crate::number("SMOLCELLAR_CANARY_ROUNDS", 1) {
         let lab = Lab::new();
-        let archives: Vec<String> = (0..keys).map(|key| lab.archive(&format!("a{key}"), 12_000_000 / keys)).collect();
+        let archives: Vec<String> =
+            (0..keys).map(|key| lab.archive(&format!("a{key}"), 12_000_000 / keys)).collect();
         let began = Instant::now();
         let children: Vec<Child> =
             (0..PROCESSES).map(|process| start(&lab, &archives[process % keys])).collect();
@@ -45,7 +46,12 @@ fn rounds(name: &str, keys: usize) {
             for stage in [1, 3] {
                 let missed = |result: &&Value| statuses(result)[stage].ends_with(":miss");
                 let missed = results.iter().filter(missed).count();
-                assert_eq!(missed, 1, "round {round} {name}: {:?}", results.iter().map(statuses).collect::<Vec<_>>());
+                assert_eq!(
+                    missed,
+                    1,
+                    "round {round} {name}: {:?}",
+                    results.iter().map(statuses).collect::<Vec<_>>()
+                );
             }
             for field in ["sha256", "artifact", "size"] {
                 assert!(results.iter().all(|result| result[field] == results[0][field]), "{results:?}");
@@ -67,7 +73,8 @@ fn finish(mut children: Vec<Child>) -> Vec<Ran> {
     while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
         if began.elapsed() > DEADLOCK {
             children.iter_mut().for_each(|child| child.kill().unwrap());
-            let said: Vec<_> = children.into_iter().map(|child| ran(child.wait_with_output().unwrap())).collect();
+            let said: Vec<_> =
+                children.into_iter().map(|child| ran(child.wait_with_output().unwrap())).collect();
             panic!("deadlock: {said:#?}");
         }
         std::thread::sleep(Duration::from_millis(10));

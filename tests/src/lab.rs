@@ -194,9 +194,14 @@ impl Lab {
         names(&self.dir.join("lab/vms"))
     }
 
+    /// Where the stand-in keeps a machine.
+    pub fn machine(&self, name: &str) -> PathBuf {
+        self.dir.join("lab/vms").join(name)
+    }
+
     /// The process of a machine that runs.
     pub fn pid(&self, machine: &str) -> Option<String> {
-        let text = fs::read_to_string(self.dir.join("lab/vms").join(machine).join("pid")).ok()?;
+        let text = fs::read_to_string(self.machine(machine).join("pid")).ok()?;
         Some(text.trim().to_owned())
     }
 
