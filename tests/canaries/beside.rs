@@ -15,12 +15,18 @@ use smolcellar_tests::cellar::{Ran, ran};
 use smolcellar_tests::lab::{Known, Lab, Random};
 use smolcellar_tests::needs::{Need, have};
 
-/// Where a collector is slowed down, so that others come in between.
-const DELAYS: [&str; 3] = [
-    "rename,renameat,renameat2:delay_enter=20ms",
-    "unlink,unlinkat,rmdir:delay_exit=15ms",
-    "flock:delay_exit=10ms:when=1+3",
+/// Where somebody is slowed down, so that others come in between.
+const DELAYS: [&str; 5] = [
+    "rename,renameat,renameat2:delay_enter=6ms",
+    "rename,renameat,renameat2:delay_exit=15ms",
+    "unlink,unlinkat,rmdir:delay_exit=4ms",
+    "flock:delay_exit=3ms:when=1+3",
+    "flock:delay_enter=5ms:when=20+2",
 ];
+
+/// So many that most are held by nobody when a collection is planned: the plan
+/// must be long for others to come in while it is carried out.
+const AGENTS: usize = 24;
 
 /// What all who work share.
 struct Field<'a> {
@@ -43,11 +49,24 @@ impl Field<'_> {
         &self.known[random.below(self.known.len())]
     }
 
-    /// Runs it, or kills it once in a while within its first milliseconds;
-    /// `None`: killed.
-    fn run_or_kill(&self, command: &mut Command, random: &mut Random, within: usize) -> Option<Ran> {
+    /// The program, slowed down.
+    fn slowly<'a>(&self, random: &mut Random, words: impl IntoIterator<Item = &'a str>) -> Command {
+        let inject = DELAYS[random.below(DELAYS.len())];
+        let trace = format!("trace={}", inject.split(':').next().unwrap());
+        let inject = format!("inject={inject}");
+        self.lab.under(&["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject], words)
+    }
+
+    /// Runs it. Once in a while it is slowed down, or killed within so many
+    /// milliseconds; `None`: killed.
+    fn run(&self, words: &[&str], random: &mut Random, within: usize) -> Option<Ran> {
+        let fate = random.below(8);
+        let mut command = match fate {
+            0 => self.slowly(random, words.iter().copied()),
+            _ => self.lab.command(words.iter().copied()),
+        };
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        if random.below(4) == 0 {
+        if fate == 1 || fate == 2 {
             std::thread::sleep(Duration::from_millis(random.below(within) as u64));
             child.kill().unwrap();
         }
@@ -63,7 +82,7 @@ fn beside_builds_launches_exports_and_pins_collectors_take_nothing_that_anybody_
     }
     let lab = Lab::new();
     let known: Vec<_> =
-        (0..6).map(|n| lab.agent(&format!("a{n}"), if n == 5 { 3_000_000 } else { 40_000 })).collect();
+        (0..AGENTS).map(|n| lab.agent(&format!("a{n}"), if n == 5 { 3_000_000 } else { 40_000 })).collect();
     let seconds = crate::number("SMOLCELLAR_CANARY_SECONDS", 10);
     let until = Instant::now() + Duration::from_secs(seconds);
     let field = Field { lab: &lab, known, until, counts: Mutex::default() };
@@ -80,7 +99,7 @@ fn beside_builds_launches_exports_and_pins_collectors_take_nothing_that_anybody_
         many(4, launch);
         many(1, launch_in_the_background);
         many(2, export);
-        many(1, pin);
+        many(2, pin);
         many(1, look);
         many(1, collect);
         many(1, collect_slowly);
@@ -106,8 +125,8 @@ fn beside_builds_launches_exports_and_pins_collectors_take_nothing_that_anybody_
 fn build(field: &Field<'_>, _: &str, mut random: Random) {
     while field.goes_on() {
         let known = field.any(&mut random);
-        let mut command = field.lab.command(["build-agent", "--format", "json", "--archive", &known.archive]);
-        match field.run_or_kill(&mut command, &mut random, 50) {
+        let words = ["build-agent", "--format", "json", "--archive", &known.archive];
+        match field.run(&words, &mut random, 50) {
             None => field.count("killed"),
             Some(ran) => {
                 assert_eq!(ran.code, 0, "{ran:?}");
@@ -130,8 +149,8 @@ fn launch(field: &Field<'_>, _: &str, mut random: Random) {
     while field.goes_on() {
         let known = field.any(&mut random);
         let work = format!("sleep 0.{}; exit 3", random.below(5));
-        let mut command = field.lab.command(["launch", &known.agent, "--yes", "--", "sh", "-c", &work]);
-        match field.run_or_kill(&mut command, &mut random, 500) {
+        let words = ["launch", &known.agent, "--yes", "--", "sh", "-c", &work];
+        match field.run(&words, &mut random, 500) {
             None => field.count("killed"),
             Some(ran) if launched(&ran, 3) => field.count("launches"),
             Some(_) => {
@@ -194,19 +213,23 @@ fn exported(file: &Path) -> String {
     panic!("{} holds no artifact", file.display());
 }
 
-fn pin(field: &Field<'_>, _: &str, mut random: Random) {
+/// Each has artifacts of its own to pin: nobody else takes a pin away.
+fn pin(field: &Field<'_>, name: &str, mut random: Random) {
+    let own: Vec<_> =
+        field.known.iter().skip(usize::from(name.ends_with(['1', '3', '5', '7', '9']))).step_by(2).collect();
     while field.goes_on() {
-        let known = field.any(&mut random);
+        let known = own[random.below(own.len())];
         let ran = field.lab.run(["cache", "pin", &known.key]);
         if ran.code == 2 {
             field.lab.ok(["build-agent", "--archive", &known.archive]);
             continue;
         }
         assert_eq!(ran.code, 0, "{ran:?}");
-        for _ in 0..30 {
+        for _ in 0..random.below(40) {
             assert!(known.is_whole(), "pinned, and lost: {known:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
+        assert!(known.is_whole(), "pinned, and lost: {known:?}");
         field.lab.ok(["cache", "unpin", &known.key]);
         field.count("pins");
     }
@@ -228,9 +251,11 @@ fn look(field: &Field<'_>, _: &str, mut random: Random) {
     }
 }
 
+const GC: [&str; 6] = ["cache", "gc", "--all", "--yes", "--format", "json"];
+
 fn collect(field: &Field<'_>, _: &str, _: Random) {
     while field.goes_on() {
-        collected(field, field.lab.command(["cache", "gc", "--all", "--yes", "--format", "json"]));
+        collected(field, field.lab.command(GC));
         field.count("gcs");
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -238,20 +263,20 @@ fn collect(field: &Field<'_>, _: &str, _: Random) {
 
 fn collect_slowly(field: &Field<'_>, _: &str, mut random: Random) {
     while field.goes_on() {
-        let inject = DELAYS[random.below(DELAYS.len())];
-        let trace = format!("trace={}", inject.split(':').next().unwrap());
-        let inject = format!("inject={inject}");
-        let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
-        let words = ["cache", "gc", "--all", "--yes", "--format", "json"];
-        collected(field, field.lab.under(&strace, words));
+        collected(field, field.slowly(&mut random, GC));
         field.count("slow gcs");
     }
 }
 
 fn collected(field: &Field<'_>, mut command: Command) {
+    let began = Instant::now();
     let ran = ran(command.output().unwrap());
+    let took = began.elapsed().as_millis() as u64;
     assert_eq!(ran.code, 0, "{ran:?}");
     let result: Value = serde_json::from_str(&ran.stdout).unwrap();
     let removed = result["done"]["removed"].as_array().map_or(0, Vec::len);
-    *field.counts.lock().unwrap().entry("removed").or_insert(0) += removed as u64;
+    let mut counts = field.counts.lock().unwrap();
+    *counts.entry("removed").or_insert(0) += removed as u64;
+    let longest = counts.entry("longest gc, ms").or_insert(0);
+    *longest = took.max(*longest);
 }
