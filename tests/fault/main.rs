@@ -7,6 +7,8 @@
     reason = "tests run programs, and a panic is how they report"
 )]
 
+mod collect;
+
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};

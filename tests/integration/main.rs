@@ -11,6 +11,7 @@ mod bad_archives;
 mod bad_input;
 mod build;
 mod cache;
+mod collect;
 mod container;
 mod containerd_store;
 mod contention;

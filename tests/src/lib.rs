@@ -11,6 +11,7 @@
 pub mod archives;
 pub mod cellar;
 pub mod engine;
+pub mod lab;
 pub mod launches;
 pub mod needs;
 pub mod outer;

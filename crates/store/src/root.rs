@@ -294,6 +294,7 @@ fn is_empty_or_ours(root: &Path) -> Result<bool> {
             "pins",
             "CACHEDIR.TAG",
             "quarantine",
+            "last-gc",
             "format.json",
         ];
         let bucket = Bucket::ALL.iter().any(|bucket| name == *bucket.folder());
@@ -362,6 +363,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(fsio::create_new(&dir.path().join("thesis.tex")).unwrap());
         assert!(open(dir.path()).unwrap_err().to_string().contains("something else"));
+    }
+
+    #[test]
+    fn everything_of_a_stores_own_is_known_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir.path().join("cellar")).unwrap();
+        let collector = store.collector(&crate::Quiet).unwrap();
+        collector.carry_out(&crate::gc::Plan::default(), None, &crate::Quiet).unwrap();
+        let key = crate::MachineKey { image: crate::Digest::of(b"i"), recipe: crate::Digest::of(b"r") };
+        store.pin(&key, &store.lock_use(&key.lock_name(), &crate::Quiet).unwrap()).unwrap();
+        // As it looks to one who came while it was being made.
+        fs::remove_file(store.root().join("format.json")).unwrap();
+        open(store.root()).unwrap();
+        let usage = store.usage().unwrap();
+        assert!(usage.buckets.iter().all(|bucket| !bucket.purpose.contains("left alone")), "{usage:?}");
     }
 
     #[test]

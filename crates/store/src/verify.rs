@@ -1,5 +1,6 @@
 //! Rehashing everything.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 use crate::bucket::Bucket;
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Result, StoreError};
 use crate::find::hex_name;
 use crate::machines::{Lookup, MachineKey, list};
 use crate::report::{Event, Reporter};
@@ -44,10 +45,12 @@ enum Work {
 
 impl Store {
     /// Rehashes every blob and artifact and checks every receipt, on all
-    /// cores. Changes nothing but that it sweeps what dead processes left.
+    /// cores. Changes nothing but that it sweeps what dead processes left. What
+    /// is collected meanwhile is no damage.
     ///
     /// # Errors
-    /// [`crate::StoreError::Io`] if a folder cannot be listed.
+    /// [`StoreError::Io`] if a folder cannot be listed;
+    /// [`StoreError::LockTimeout`], [`StoreError::GaveUp`].
     pub fn verify(&self, reporter: &dyn Reporter) -> Result<Verification> {
         let mut found = Verification::default();
         // What dead processes left is swept by whoever writes next, and by
@@ -58,54 +61,72 @@ impl Store {
         let task = "verify";
         reporter.report(Event::Begin { task, total: Some(total) });
         let next = AtomicUsize::new(0);
-        let results = Mutex::new(found);
+        let results = Mutex::new(Ok(found));
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(work.len().max(1));
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
                     while let Some(work) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let problem = self.examine(work);
+                        let examined = self.examine(work, reporter);
                         let bytes = size_of_file(work.path());
                         reporter.report(Event::Advance { task, bytes });
                         let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                        results.entries += 1;
-                        results.bytes += bytes;
-                        if let Some(problem) = problem {
-                            results.damaged.push(Finding { path: work.path().clone(), problem });
+                        let Ok(found) = results.as_mut() else { return };
+                        found.entries += 1;
+                        found.bytes += bytes;
+                        match examined {
+                            Ok(None) => {}
+                            Ok(Some(problem)) => {
+                                found.damaged.push(Finding { path: work.path().clone(), problem });
+                            }
+                            Err(error) => *results = Err(error),
                         }
                     }
                 });
             }
         });
         reporter.report(Event::End { task });
-        let mut found = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut found = results.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         found.damaged.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)
     }
 
-    fn examine(&self, work: &Work) -> Option<String> {
-        match work {
-            Work::Blob(_, digest) => self.blobs().check(digest).err().map(|error| error.to_string()),
-            Work::Machine(_, key) => match self.machine(key, true) {
-                Ok(Lookup::Hit(_)) => None,
-                Ok(Lookup::Miss) => None, // Replaced or collected while we looked.
-                Ok(Lookup::Damaged { problem }) => Some(problem),
-                Err(error) => Some(error.to_string()),
+    /// What is wrong with it. Under its use lock: half of what is being
+    /// collected would look damaged.
+    fn examine(&self, work: &Work, reporter: &dyn Reporter) -> Result<Option<String>> {
+        Ok(match work {
+            Work::Blob(_, digest) => match self.blobs().check(digest) {
+                // Collected. If anything needs it, its receipt will tell.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+                checked => checked.err().map(|error| error.to_string()),
             },
-            Work::Stage(_, image, stage) => match self.stage_receipt(image, stage) {
-                Ok(Some(receipt)) if receipt.image != *image || receipt.stage != *stage => {
-                    Some("it is the receipt of something else".into())
+            Work::Machine(_, key) => {
+                let _in_use = self.lock_use(&key.lock_name(), reporter)?;
+                match self.machine(key, true) {
+                    Ok(Lookup::Hit(_)) => None,
+                    Ok(Lookup::Miss) => None, // Replaced or collected while we looked.
+                    Ok(Lookup::Damaged { problem }) => Some(problem),
+                    Err(error) => Some(error.to_string()),
                 }
-                Ok(Some(receipt)) => {
-                    let lost = receipt.blobs.iter().find(|blob| !self.blobs().has(&blob.digest, blob.size));
-                    lost.map(|blob| {
-                        format!("its {} {} is missing or has another size", blob.role, blob.digest)
-                    })
+            }
+            Work::Stage(_, image, stage) => {
+                let _in_use = self.lock_use(&image.hex(), reporter)?;
+                match self.stage_receipt(image, stage) {
+                    Ok(Some(receipt)) if receipt.image != *image || receipt.stage != *stage => {
+                        Some("it is the receipt of something else".into())
+                    }
+                    Ok(Some(receipt)) => {
+                        let lost =
+                            receipt.blobs.iter().find(|blob| !self.blobs().has(&blob.digest, blob.size));
+                        lost.map(|blob| {
+                            format!("its {} {} is missing or has another size", blob.role, blob.digest)
+                        })
+                    }
+                    Ok(None) => None,
+                    Err(error) => Some(error.to_string()),
                 }
-                Ok(None) => None,
-                Err(error) => Some(error.to_string()),
-            },
-        }
+            }
+        })
     }
 
     /// Lists what there is to verify; names that do not belong are findings.

@@ -11,10 +11,11 @@ use crate::host;
 use crate::session::Session;
 
 /// Programs that tests need, and the Debian packages that hold them.
-const NEEDS: [(&str, &str); 9] = [
+const NEEDS: [(&str, &str); 10] = [
     ("skopeo", "skopeo"),
     ("podman", "podman"),
     ("strace", "strace"),
+    ("faketime", "faketime"),
     ("busybox", "busybox-static"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mke2fs", "e2fsprogs"),

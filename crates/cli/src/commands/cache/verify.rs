@@ -13,6 +13,8 @@ pub(super) fn run(session: &Session) -> Result<u8> {
     let mut found = store.verify(&session.progress)?;
     // What an artifact says of its own parts, beyond its digest.
     for UsedMachine { machine, .. } in store.machines()?.machines {
+        // What is there now is there until it was read.
+        let _in_use = store.lock_use(&machine.receipt.key().lock_name(), &session.progress)?;
         let known = found.damaged.iter().any(|finding| finding.path == machine.path);
         // One that was deleted is among the leftovers.
         if !known
