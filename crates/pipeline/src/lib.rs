@@ -15,6 +15,7 @@ mod outcome;
 mod pointer;
 mod recipe;
 mod registry;
+mod repair;
 mod run;
 mod tarball;
 
@@ -23,4 +24,5 @@ pub use error::{PipelineError, Result};
 pub use outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
 pub use pointer::{AgentPointer, last_built, remember_built};
 pub use recipe::{DEFAULT_LEVEL, changed, inputs};
+pub use repair::{Repaired, repair_image, repair_machine};
 pub use run::{Context, run};

@@ -31,16 +31,25 @@ impl AgentPointer {
     }
 }
 
+/// 1. The first.
+/// 2. With `engine`: one that lies under another's name is seen.
+const ENGINE_SCHEMA: u64 = 2;
+
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct EngineImage {
     schema: u64,
+    /// What the engine calls it; missing in 1, which is not believed.
+    #[serde(default)]
+    engine: Option<Digest>,
     image: Digest,
 }
 
 /// The artifact that the agent `name` of `project` was last built to, if it
 /// ever was. Asks nobody but the store.
 pub fn last_built(store: &Store, project: &Path, name: &str) -> Option<AgentPointer> {
-    read(&agent_path(store, project, name))
+    let pointer: AgentPointer = read(&agent_path(store, project, name), SCHEMA)?;
+    // One that was moved here is of somebody else.
+    (pointer.project == project && pointer.agent == name).then_some(pointer)
 }
 
 /// Makes an artifact what the agent `name` of `project` was last built to. What
@@ -53,16 +62,26 @@ pub fn remember_built(store: &Store, project: &Path, name: &str, key: &MachineKe
         image: key.image,
         recipe: key.recipe,
     };
-    write(store, &agent_path(store, project, name), &pointer);
+    write(store, &agent_path(store, project, name), &pointer, SCHEMA);
 }
 
 /// The image that an engine calls `id`, where that is no config digest.
 pub(crate) fn image_of(store: &Store, id: &Digest) -> Option<ImageId> {
-    read::<EngineImage>(&engine_path(store, id)).map(|pointer| ImageId(pointer.image))
+    let pointer: EngineImage = read(&engine_path(store, id), ENGINE_SCHEMA)?;
+    (pointer.engine == Some(*id)).then_some(ImageId(pointer.image))
+}
+
+/// What engines call an image, where that is not its ID.
+pub(crate) fn engine_ids(store: &Store, image: ImageId) -> Vec<Digest> {
+    let dir = store.bucket_dir(Bucket::Pointers).join("engine-image");
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let ids = names.filter_map(|path| Digest::from_hex(path.file_stem()?.to_str()?).ok());
+    ids.filter(|id| image_of(store, id) == Some(image)).collect()
 }
 
 pub(crate) fn remember_image(store: &Store, id: &Digest, image: ImageId) {
-    write(store, &engine_path(store, id), &EngineImage { schema: SCHEMA, image: image.0 });
+    let pointer = EngineImage { schema: ENGINE_SCHEMA, engine: Some(*id), image: image.0 };
+    write(store, &engine_path(store, id), &pointer, ENGINE_SCHEMA);
 }
 
 fn agent_path(store: &Store, project: &Path, name: &str) -> PathBuf {
@@ -75,16 +94,46 @@ fn engine_path(store: &Store, id: &Digest) -> PathBuf {
     store.bucket_dir(Bucket::Pointers).join("engine-image").join(format!("{}.json", id.hex()))
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    fsio::read_sealed(path, SCHEMA).ok().flatten()
+fn read<T: DeserializeOwned>(path: &Path, schema: u64) -> Option<T> {
+    fsio::read_sealed(path, schema).ok().flatten()
 }
 
 /// Writes only what changed: a hit stays free of fsyncs. What cannot be
 /// written is found out again next time.
-fn write<T: Serialize + DeserializeOwned + PartialEq>(store: &Store, path: &Path, pointer: &T) {
-    if read::<T>(path).as_ref() != Some(pointer)
+fn write<T: Serialize + DeserializeOwned + PartialEq>(store: &Store, path: &Path, pointer: &T, schema: u64) {
+    if read::<T>(path, schema).as_ref() != Some(pointer)
         && let Ok(scratch) = store.scratch()
     {
         let _ = fsio::write_sealed(&scratch, path, pointer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smolcellar_store::OpenOptions;
+
+    #[test]
+    fn a_pointer_that_lies_under_anothers_name_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let key = MachineKey { image: Digest::of(b"i"), recipe: Digest::of(b"r") };
+        let project = Path::new("/p");
+        remember_built(&store, project, "a", &key);
+        assert_eq!(last_built(&store, project, "a").map(|pointer| pointer.key()), Some(key));
+        let [one, two] = [b"1", b"2"].map(|id| Digest::of(id));
+        remember_image(&store, &one, ImageId(key.image));
+        assert_eq!(image_of(&store, &one), Some(ImageId(key.image)));
+        assert_eq!(engine_ids(&store, ImageId(key.image)), [one]);
+        let moved = [
+            (agent_path(&store, project, "a"), agent_path(&store, project, "b")),
+            (engine_path(&store, &one), engine_path(&store, &two)),
+        ];
+        for (from, to) in moved {
+            let bytes = std::fs::read(from).unwrap();
+            fsio::write_atomic(&store.scratch().unwrap(), &to, &bytes).unwrap();
+        }
+        assert_eq!(last_built(&store, project, "b"), None);
+        assert_eq!(image_of(&store, &two), None);
     }
 }

@@ -123,7 +123,7 @@ impl Run<'_> {
         let began = Instant::now();
         let receipt = store.stage_receipt(&id.0, tarball::STAGE).ok().flatten();
         let kept = match &receipt {
-            Some(receipt) => tarball::from_store(store, id, receipt, self.agent, observer)?,
+            Some(receipt) => tarball::from_store(store, id, receipt, &self.agent.platform, observer)?,
             None => None,
         };
         let hit = kept.is_some();
@@ -157,7 +157,8 @@ impl Run<'_> {
         let known = store.stage_receipt(&id.0, registry::STAGE).ok().flatten();
         let publish = move || -> Result<(StageStatus, f64, u64)> {
             if let Some(staged) = staged {
-                tarball::publish(store, id, &agent.source, staged, (tarball_seconds * 1e3) as u64, observer)?;
+                let millis = (tarball_seconds * 1e3) as u64;
+                tarball::publish(store, id, tarball::route(&agent.source), staged, millis, observer)?;
             }
             let began = Instant::now();
             let manifest_there = |receipt: &StageReceipt| {

@@ -167,7 +167,7 @@ fn files(store: &Store) -> BTreeMap<String, Vec<u8>> {
 /// Whatever became of an import: each entry is whole or absent, and no
 /// temporary file is left.
 fn assert_sound(store: &Store, context: &str) {
-    let found = store.verify(&Quiet).unwrap();
+    let found = store.verify(&smolcellar_store::VerifyOptions::default(), &Quiet).unwrap();
     assert_eq!((found.damaged, found.leftovers), (vec![], vec![]), "{context}");
     for run in std::fs::read_dir(store.root().join("tmp")).unwrap() {
         let left: Vec<_> =
