@@ -7,6 +7,7 @@ mod import;
 mod key;
 mod ls;
 mod pin;
+mod repair;
 mod rm;
 mod verify;
 
@@ -29,7 +30,7 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Pin(args) => pin::pin(session, args),
         Cache::Unpin(args) => pin::unpin(session, args),
         Cache::Rm(args) => rm::run(session, args),
-        Cache::Verify => verify::run(session),
+        Cache::Verify(args) => verify::run(session, args),
     }
 }
 

@@ -153,7 +153,7 @@ fn add(all: &mut Collected, done: Collected) {
 }
 
 /// Gives up when a signal came.
-struct Patient<'a>(&'a Session, &'a Signals);
+pub(super) struct Patient<'a>(pub(super) &'a Session, pub(super) &'a Signals);
 
 impl Reporter for Patient<'_> {
     fn report(&self, event: Event<'_>) {
