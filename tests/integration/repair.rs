@@ -99,14 +99,15 @@ fn a_lost_artifact_and_a_damaged_manifest_are_made_again_from_the_layers() {
     let path = artifact(&result);
     let good = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
-    let registry = of_bucket(&cellar, "images-v1").into_iter().find(|path| path.ends_with("registry.json")).unwrap();
+    let registry =
+        of_bucket(&cellar, "images-v1").into_iter().find(|path| path.ends_with("registry.json")).unwrap();
     damage(&registry);
     let repaired = without_engine(&cellar, &["cache", "verify", "--repair"]);
     assert_eq!(repaired.code, 0, "{repaired:?}");
     assert_eq!(fs::read(&path).unwrap(), good);
-    let manifest = of_bucket(&cellar, "blobs-v1").into_iter().find(|path| {
-        fs::read(path).unwrap().windows(22).any(|text| text == b"vnd.oci.image.manifest")
-    });
+    let manifest = of_bucket(&cellar, "blobs-v1")
+        .into_iter()
+        .find(|path| fs::read(path).unwrap().windows(22).any(|text| text == b"vnd.oci.image.manifest"));
     damage(&manifest.unwrap());
     let repaired = without_engine(&cellar, &["cache", "verify", "--repair"]);
     assert_eq!(repaired.code, 0, "{repaired:?}");

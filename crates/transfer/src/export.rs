@@ -62,15 +62,16 @@ fn set_aside(store: &Store, keys: &BTreeSet<MachineKey>, path: &Path, reporter: 
     let moved = match keys.iter().find(of) {
         // By all of its bytes: its seal may fit.
         Some(key) => store.quarantine_if_damaged(key, true, reporter).is_ok_and(|problem| problem.is_some()),
-        None => path
-            .file_name()
-            .and_then(|name| Digest::from_hex(name.to_str()?).ok())
-            .is_some_and(|digest| match store.blobs().check(&digest) {
-                Err(error @ StoreError::Mismatch { .. }) => {
-                    store.blobs().quarantine(&digest, &error.to_string()).is_ok()
+        None => {
+            path.file_name().and_then(|name| Digest::from_hex(name.to_str()?).ok()).is_some_and(|digest| {
+                match store.blobs().check(&digest) {
+                    Err(error @ StoreError::Mismatch { .. }) => {
+                        store.blobs().quarantine(&digest, &error.to_string()).is_ok()
+                    }
+                    _ => false,
                 }
-                _ => false,
-            }),
+            })
+        }
     };
     if moved {
         let text = format!("{} is damaged; it was quarantined", path.display());
