@@ -33,7 +33,6 @@ pub(super) fn run(session: &Session, args: &CacheVerify) -> Result<u8> {
     let signals = Signals::catch()?;
     let patient = Patient(session, &signals);
     let mut found = look(&store, &options, args.frames, &patient)?;
-    drop(patient);
     let interrupted = signals.signal();
     drop(signals);
     if args.repair && found.unfinished.is_none() && interrupted.is_none() {
