@@ -136,8 +136,7 @@ fn a_derived_archive_of_the_right_size_and_wrong_bytes_is_discarded_and_derived_
     for by_path in [false, true] {
         let mut bytes = fs::read(victim).unwrap();
         bytes[600] ^= 1;
-        fs::set_permissions(victim, fs::Permissions::from_mode(0o644)).unwrap();
-        fs::write(victim, bytes).unwrap();
+        fsio::write_atomic(&lab.store.scratch().unwrap(), victim, &bytes).unwrap();
         assert_eq!(lab.configured(&dir).unwrap().unwrap(), runtime, "sizes alone do not show it");
         let problem = crate::verify(&lab.store).unwrap().problems.remove(0);
         match by_path {

@@ -98,8 +98,8 @@ impl Target {
                 // Builders wait for its users, not the other way round.
                 drop(in_use);
                 // Not in a dry run, nor where nothing can be written: a build says it then.
-                let moved =
-                    moves && store.quarantine_if_damaged(&pointer.key(), full, &session.progress)?.is_some();
+                let set_aside = || store.quarantine_if_damaged(&pointer.key(), full, &session.progress);
+                let moved = moves && set_aside().is_ok_and(|problem| problem.is_some());
                 let done = if moved { "it was quarantined and" } else { "it" };
                 let text =
                     format!("the artifact of '{}' is damaged ({problem}); {done} is built again", self.name);

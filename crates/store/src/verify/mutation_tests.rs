@@ -162,7 +162,7 @@ fn a_thousand_random_changes_are_all_found_before_use_or_change_nothing() {
     let pristine = contents(&lab.store);
     let meanings: BTreeMap<_, _> = pristine.keys().map(|path| (path.clone(), meaning(path))).collect();
     let all: Vec<_> = pristine.keys().cloned().collect();
-    let mut random = Random(0x5EED_0F_5EED);
+    let mut random = Random(0x5EED_0F5E);
     let mut harmless = 0;
     for round in 0..MUTATIONS {
         let (how, changed) = mutate(&mut random, &all);
