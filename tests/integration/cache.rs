@@ -56,7 +56,7 @@ fn a_damaged_artifact_is_found_quarantined_and_built_again_in_one_run() {
     let (archive, result) = built(&cellar);
     let artifact = Path::new(result["artifact"].as_str().unwrap());
     damage(artifact);
-    let verify = cellar.run(["cache", "verify"]);
+    let verify = cellar.run(["cache", "verify", "--keep"]);
     assert!(verify.code == 1 && verify.stdout.contains(artifact.to_str().unwrap()), "{verify:?}");
     let mut command =
         cellar.command(["build-agent", "--format", "json", "--archive", archive.to_str().unwrap()]);

@@ -93,7 +93,7 @@ fn the_way_from_an_archive_to_a_verified_cache() {
     let artifact = cellar.json(["cache", "ls"])["artifact"].as_str().unwrap().to_owned();
     fs::set_permissions(&artifact, fs::Permissions::from_mode(0o644)).unwrap();
     fs::OpenOptions::new().append(true).open(&artifact).unwrap().write_all(b"x").unwrap();
-    check(&cellar, "cache-verify-damaged", &["cache", "verify"]);
+    check(&cellar, "cache-verify-damaged", &["cache", "verify", "--keep"]);
     check(&cellar, "build-damaged", &build);
 }
 

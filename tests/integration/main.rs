@@ -22,6 +22,7 @@ mod human;
 mod interrupt;
 mod launch;
 mod peers;
+mod repair;
 mod sidecar;
 mod stand_in;
 mod transfer;

@@ -339,12 +339,39 @@ pub(crate) enum Cache {
     Unpin(Keys),
     /// Remove artifacts.
     Rm(Keys),
-    /// Hash everything in the cache again and say what is wrong (exit code 1 if anything is).
-    Verify,
+    /// Hash everything in the cache again, and move to quarantine what is damaged (exit code 1 if anything is).
+    Verify(CacheVerify),
     /// Write artifacts to one file, to be imported elsewhere; or an image, for `docker load`.
     Export(CacheExport),
     /// Take in what was exported, checking every byte of it first.
     Import(CacheImport),
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CacheVerify {
+    /// Only these artifacts, and what their images are made of: agents of this project, or the first digits of keys.
+    #[arg(value_name = "KEY|AGENT")]
+    pub(crate) keys: Vec<String>,
+    /// Go on with a run that was cut off, as it said.
+    #[arg(long, value_name = "HEX", value_parser = hex)]
+    pub(crate) from: Option<String>,
+    /// Decompress every artifact too, and compare each frame with the index.
+    #[arg(long)]
+    pub(crate) frames: bool,
+    /// Make damaged entries again where the cache, the engine or PyPI has what they are made of.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Only say what is wrong; move nothing.
+    #[arg(long, conflicts_with = "repair")]
+    pub(crate) keep: bool,
+}
+
+/// The first digits of a digest.
+fn hex(text: &str) -> Result<String, String> {
+    match !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("give the digits that the run that was cut off named".into()),
+    }
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -150,7 +150,10 @@ impl Session {
 
     /// Installs the pinned runtime.
     pub(crate) fn install(&self, store: &Store) -> Result<Runtime> {
-        let options = InstallOptions { offline: self.global.offline };
-        Ok(smolcellar_smolvm::install(store, &self.progress, &options)?)
+        Ok(smolcellar_smolvm::install(store, &self.progress, &self.install_options())?)
+    }
+
+    pub(crate) fn install_options(&self) -> InstallOptions {
+        InstallOptions { offline: self.global.offline, force: false }
     }
 }

@@ -11,6 +11,7 @@
 mod assets;
 pub mod cut;
 mod error;
+mod frames;
 mod index;
 mod layer;
 mod read;
@@ -18,6 +19,7 @@ mod write;
 
 pub use assets::{AgentRootfs, MachineSpec};
 pub use error::{PackError, Result};
+pub use frames::{check_frames, check_structure};
 pub use index::{Frame, FrameIndex, INDEX_VERSION};
 pub use layer::with_layer;
 pub use read::{Artifact, read, read_foreign};

@@ -382,6 +382,30 @@ mod tests {
         Made { dir, packed }
     }
 
+    #[test]
+    fn frames_fit_their_index_and_a_changed_byte_is_in_one_that_does_not() {
+        use std::os::unix::fs::FileExt;
+        let files: Vec<_> = (0..5).map(|n| (format!("f{n}"), noise(n, 900_000))).collect();
+        let made = make(&files, &noise(9, 3 << 20));
+        let path = made.path();
+        crate::check_structure(&path).unwrap();
+        let index = crate::read(&path).unwrap().index.unwrap();
+        assert_eq!(crate::check_frames(&path, &Quiet).unwrap(), Some(made.packed.raw_size));
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        for (which, frame) in index.frames.iter().enumerate() {
+            for (at, by_structure) in [(0, true), (u64::from(frame.length) / 2, false)] {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, frame.offset + at).unwrap();
+                file.write_all_at(&[byte[0] ^ 4], frame.offset + at).unwrap();
+                assert_eq!(crate::check_structure(&path).is_err(), by_structure, "frame {which} at {at}");
+                let problem = crate::check_frames(&path, &Quiet).unwrap_err().to_string();
+                assert!(problem.contains(&format!("frame at {} ", frame.offset)), "{problem}");
+                file.write_all_at(&byte, frame.offset + at).unwrap();
+            }
+        }
+        crate::check_frames(&path, &Quiet).unwrap();
+    }
+
     /// Reads the artifact with smolvm's own reader and with `tar`, and checks
     /// everything that it claims.
     fn referee(made: &Made, files: &[(String, Vec<u8>)], agent: &[u8]) {

@@ -19,6 +19,7 @@ mod pointer;
 mod recipe;
 mod record;
 mod registry;
+mod repair;
 mod run;
 mod tarball;
 
@@ -31,4 +32,5 @@ pub use plan::{BuildPlan, Expect, PlannedStage, plan};
 pub use pointer::{AgentPointer, last_built, remember_built, sweep_pointers};
 pub use recipe::{DEFAULT_LEVEL, changed, inputs};
 pub use record::{BuildRecord, Took, last_build};
+pub use repair::{Repaired, repair_image, repair_machine};
 pub use run::{Context, run};

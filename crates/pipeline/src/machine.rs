@@ -73,6 +73,16 @@ pub(crate) fn publish(
     Ok(InUse { machine, lock })
 }
 
+/// Publishes an artifact that was packed again under the receipt that it had.
+/// `false`: it is not the same one, and nothing was published.
+pub(crate) fn publish_again(store: &Store, written: &Written, receipt: &MachineReceipt) -> Result<bool> {
+    if (written.packed.size, written.packed.sha256) != (receipt.size, receipt.sha256) {
+        return Ok(false);
+    }
+    store.publish_machine(&written.file, &written.dir.path().join(NAME), receipt.clone())?;
+    Ok(true)
+}
+
 /// An artifact that nothing collects until this is dropped.
 pub(crate) struct InUse {
     pub(crate) machine: Machine,
@@ -96,7 +106,7 @@ pub(crate) fn look(
         Lookup::Miss => Ok(None),
         Lookup::Damaged { problem } => {
             if let Some(lock) = lock {
-                store.quarantine_machine(key, lock)?;
+                store.quarantine_machine(key, &problem, lock)?;
                 let text = format!(
                     "the artifact {key} is damaged ({problem}); it was quarantined and is built again"
                 );

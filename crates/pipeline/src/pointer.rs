@@ -32,16 +32,28 @@ impl AgentPointer {
     }
 }
 
+/// 1. The first.
+/// 2. With `engine` or `seen`: one that lies under another's name is noticed.
+const IMAGE_SCHEMA: u64 = 2;
+
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct ImagePointer {
     schema: u64,
+    /// What the engine calls it; missing in 1, which is not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    engine: Option<Digest>,
+    /// What a build saw: see [`crate::BuildFacts::fingerprint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen: Option<Digest>,
     image: Digest,
 }
 
 /// The artifact that the agent `name` of `project` was last built to, if it
 /// ever was. Asks nobody but the store.
 pub fn last_built(store: &Store, project: &Path, name: &str) -> Option<AgentPointer> {
-    read(&agent_path(store, project, name))
+    let pointer: AgentPointer = read(&agent_path(store, project, name), SCHEMA)?;
+    // One that was moved here is of somebody else.
+    (pointer.project == project && pointer.agent == name).then_some(pointer)
 }
 
 /// Makes an artifact what the agent `name` of `project` was last built to. What
@@ -54,33 +66,46 @@ pub fn remember_built(store: &Store, project: &Path, name: &str, key: &MachineKe
         image: key.image,
         recipe: key.recipe,
     };
-    write(store, &agent_path(store, project, name), &pointer);
+    write(store, &agent_path(store, project, name), &pointer, SCHEMA);
 }
 
 /// The image that an engine calls `id`, where that is no config digest.
 pub(crate) fn image_of(store: &Store, id: &Digest) -> Option<ImageId> {
-    read::<ImagePointer>(&path(store, ENGINE, id)).map(|pointer| ImageId(pointer.image))
+    let pointer: ImagePointer = read(&path(store, ENGINE, id), IMAGE_SCHEMA)?;
+    (pointer.engine == Some(*id)).then_some(ImageId(pointer.image))
+}
+
+/// What engines call an image, where that is not its ID.
+pub(crate) fn engine_ids(store: &Store, image: ImageId) -> Vec<Digest> {
+    let dir = store.bucket_dir(Bucket::Pointers).join(ENGINE);
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let ids = names.filter_map(|path| Digest::from_hex(path.file_stem()?.to_str()?).ok());
+    ids.filter(|id| image_of(store, id) == Some(image)).collect()
 }
 
 pub(crate) fn remember_image(store: &Store, id: &Digest, image: ImageId) {
-    write(store, &path(store, ENGINE, id), &ImagePointer { schema: SCHEMA, image: image.0 });
+    let pointer = ImagePointer { schema: IMAGE_SCHEMA, engine: Some(*id), seen: None, image: image.0 };
+    write(store, &path(store, ENGINE, id), &pointer, IMAGE_SCHEMA);
 }
 
 /// The image that a build made of what it saw: [`crate::BuildFacts::fingerprint`].
 pub(crate) fn built_from(store: &Store, fingerprint: &Digest) -> Option<ImageId> {
-    read::<ImagePointer>(&path(store, SEEN, fingerprint)).map(|pointer| ImageId(pointer.image))
+    let pointer: ImagePointer = read(&path(store, SEEN, fingerprint), IMAGE_SCHEMA)?;
+    (pointer.seen == Some(*fingerprint)).then_some(ImageId(pointer.image))
 }
 
 pub(crate) fn remember_seen(store: &Store, fingerprint: &Digest, image: ImageId) {
-    write(store, &path(store, SEEN, fingerprint), &ImagePointer { schema: SCHEMA, image: image.0 });
+    let pointer =
+        ImagePointer { schema: IMAGE_SCHEMA, engine: None, seen: Some(*fingerprint), image: image.0 };
+    write(store, &path(store, SEEN, fingerprint), &pointer, IMAGE_SCHEMA);
 }
 
 /// Removes pointers to images of which the store has nothing any more, and
 /// those of projects that are gone. How many.
 pub fn sweep_pointers(store: &Store, _: &Collector<'_>) -> usize {
-    let gone = |path: &Path| match read::<Value>(path) {
+    let gone = |path: &Path| match read::<Value>(path, IMAGE_SCHEMA) {
         // Damaged: no use to anybody. One of a newer version is not read at all.
-        None => matches!(fsio::read_sealed::<Value>(path, SCHEMA), Err(StoreError::Damaged { .. })),
+        None => matches!(fsio::read_sealed::<Value>(path, IMAGE_SCHEMA), Err(StoreError::Damaged { .. })),
         Some(pointer) => match pointer["project"].as_str() {
             Some(project) => !Path::new(project).exists(),
             None => {
@@ -116,16 +141,51 @@ pub(crate) fn path(store: &Store, kind: &str, key: &Digest) -> PathBuf {
     store.bucket_dir(Bucket::Pointers).join(kind).join(format!("{}.json", key.hex()))
 }
 
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    fsio::read_sealed(path, SCHEMA).ok().flatten()
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, schema: u64) -> Option<T> {
+    fsio::read_sealed(path, schema).ok().flatten()
 }
 
 /// Writes only what changed: a hit stays free of fsyncs. What cannot be
 /// written is found out again next time.
-pub(crate) fn write<T: Serialize + DeserializeOwned + PartialEq>(store: &Store, path: &Path, pointer: &T) {
-    if read::<T>(path).as_ref() != Some(pointer)
+pub(crate) fn write<T: Serialize + DeserializeOwned + PartialEq>(
+    store: &Store,
+    path: &Path,
+    pointer: &T,
+    schema: u64,
+) {
+    if read::<T>(path, schema).as_ref() != Some(pointer)
         && let Ok(scratch) = store.scratch()
     {
         let _ = fsio::write_sealed(&scratch, path, pointer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smolcellar_store::OpenOptions;
+
+    #[test]
+    fn a_pointer_that_lies_under_anothers_name_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let key = MachineKey { image: Digest::of(b"i"), recipe: Digest::of(b"r") };
+        let project = Path::new("/p");
+        remember_built(&store, project, "a", &key);
+        assert_eq!(last_built(&store, project, "a").map(|pointer| pointer.key()), Some(key));
+        let [one, two] = [b"1", b"2"].map(|id| Digest::of(id));
+        remember_image(&store, &one, ImageId(key.image));
+        assert_eq!(image_of(&store, &one), Some(ImageId(key.image)));
+        assert_eq!(engine_ids(&store, ImageId(key.image)), [one]);
+        let moved = [
+            (agent_path(&store, project, "a"), agent_path(&store, project, "b")),
+            (path(&store, ENGINE, &one), path(&store, ENGINE, &two)),
+        ];
+        for (from, to) in moved {
+            let bytes = std::fs::read(from).unwrap();
+            fsio::write_atomic(&store.scratch().unwrap(), &to, &bytes).unwrap();
+        }
+        assert_eq!(last_built(&store, project, "b"), None);
+        assert_eq!(image_of(&store, &two), None);
     }
 }

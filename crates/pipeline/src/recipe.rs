@@ -1,13 +1,14 @@
 //! The recipe: everything but the image that shapes the artifact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use smolcellar_oci::{CANONICAL_VERSION, ImageConfig, ImageId};
 use smolcellar_pack::{MachineSpec, PACKER_VERSION, cut, zstd_version};
 use smolcellar_smolvm::Runtime;
 
-use crate::agent::AgentSpec;
+use crate::agent::{AgentSpec, Overrides, Source};
 
 /// zstd's level where the configuration names none. Level 3, smolvm's own,
 /// gives artifacts 5 % smaller and takes 1.8 times the processor time.
@@ -57,6 +58,41 @@ pub fn inputs(agent: &AgentSpec, runtime: &Runtime) -> BTreeMap<String, Value> {
         ("zstd-version", json!(zstd_version())),
     ];
     pairs.into_iter().chain(configured(agent)).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The agent that was built with these inputs, as far as they tell; what they
+/// do not is empty. The first input that makes no sense, if one does.
+pub(crate) fn agent_of(name: &str, inputs: &BTreeMap<String, Value>) -> Result<AgentSpec, String> {
+    fn read<T: serde::de::DeserializeOwned>(
+        inputs: &BTreeMap<String, Value>,
+        name: &str,
+    ) -> Result<T, String> {
+        let value = inputs.get(name).cloned().unwrap_or(Value::Null);
+        serde_json::from_value(value).map_err(|_| name.to_owned())
+    }
+    let platform: String = read(inputs, "platform")?;
+    Ok(AgentSpec {
+        name: name.to_owned(),
+        project: PathBuf::new(),
+        source: Source::Stdin,
+        platform: platform.parse().map_err(|_| "platform".to_owned())?,
+        cpus: read(inputs, "cpus")?,
+        memory_mib: read(inputs, "memory-mib")?,
+        overrides: Overrides {
+            entrypoint: read(inputs, "entrypoint")?,
+            cmd: read(inputs, "cmd")?,
+            env: read::<BTreeMap<String, String>>(inputs, "env")?.into_iter().collect(),
+            workdir: read(inputs, "workdir")?,
+            user: read(inputs, "user")?,
+        },
+        level: read(inputs, "compression-level")?,
+    })
+}
+
+/// The names of the inputs that two sets do not have alike.
+pub(crate) fn differing(one: &BTreeMap<String, Value>, other: &BTreeMap<String, Value>) -> Vec<String> {
+    let names: BTreeSet<_> = one.keys().chain(other.keys()).collect();
+    names.into_iter().filter(|name| one.get(*name) != other.get(*name)).cloned().collect()
 }
 
 /// This machine as smolvm names it.
@@ -117,5 +153,36 @@ mod tests {
         let image = ["PATH=/bin", "A=1", "B=2"].map(String::from);
         let overrides = [("Z", "9"), ("A", "x=y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(merge_env(&image, &overrides), ["PATH=/bin", "B=2", "A=x=y", "Z=9"]);
+    }
+
+    #[test]
+    fn inputs_tell_the_agent_that_they_are_of() {
+        let agent = AgentSpec {
+            name: "a".into(),
+            project: PathBuf::new(),
+            source: Source::Stdin,
+            platform: "linux/arm64/v8".parse().unwrap(),
+            cpus: 3,
+            memory_mib: 700,
+            overrides: Overrides {
+                entrypoint: Some(vec!["/x".into()]),
+                cmd: None,
+                env: vec![("A".into(), "1".into()), ("B".into(), String::new())],
+                workdir: Some("/w".into()),
+                user: None,
+            },
+            level: -2,
+        };
+        let mut inputs: BTreeMap<String, Value> =
+            configured(&agent).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        inputs.insert("platform".into(), json!(agent.platform.to_string()));
+        inputs.insert("compression-level".into(), json!(agent.level));
+        let again = agent_of("a", &inputs).unwrap();
+        assert_eq!((&again.overrides, again.level), (&agent.overrides, -2));
+        assert_eq!(configured(&again), configured(&agent));
+        assert_eq!(again.platform, agent.platform);
+        inputs.insert("cpus".into(), json!("many"));
+        assert_eq!(agent_of("a", &inputs).unwrap_err(), "cpus");
+        assert_eq!(differing(&inputs, &BTreeMap::new()).len(), inputs.len());
     }
 }

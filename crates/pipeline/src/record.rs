@@ -56,11 +56,13 @@ impl BuildRecord {
 
 /// The last build of the agent `name` of `project`, if there was one.
 pub fn last_build(store: &Store, project: &Path, name: &str) -> Option<BuildRecord> {
-    pointer::read(&path(store, project, name))
+    let record: BuildRecord = pointer::read(&path(store, project, name), BuildRecord::SCHEMA)?;
+    // One that was moved here is of somebody else.
+    (record.project == project && record.agent == name).then_some(record)
 }
 
 pub(crate) fn remember(store: &Store, record: &BuildRecord) {
-    pointer::write(store, &path(store, &record.project, &record.agent), record);
+    pointer::write(store, &path(store, &record.project, &record.agent), record, BuildRecord::SCHEMA);
 }
 
 fn path(store: &Store, project: &Path, name: &str) -> PathBuf {

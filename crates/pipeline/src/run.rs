@@ -164,7 +164,7 @@ impl Run<'_> {
         let receipt = store.stage_receipt(&id.0, tarball::STAGE).ok().flatten();
         let receipt = receipt.filter(|_| !self.context.forces(StageName::Tarball));
         let kept = match &receipt {
-            Some(receipt) => tarball::from_store(store, id, receipt, self.agent, observer)?,
+            Some(receipt) => tarball::from_store(store, id, receipt, &self.agent.platform, observer)?,
             None => None,
         };
         let hit = kept.is_some();
@@ -215,7 +215,8 @@ impl Run<'_> {
         let heal = self.context.forces(StageName::Tarball);
         let publish = move || -> Result<(StageStatus, f64, u64)> {
             if let Some(staged) = staged {
-                tarball::publish(store, id, agent, staged, (tarball_seconds * 1e3) as u64, heal, observer)?;
+                let millis = (tarball_seconds * 1e3) as u64;
+                tarball::publish(store, id, tarball::route(&agent.source), staged, millis, heal, observer)?;
             }
             let began = Instant::now();
             let manifest_there = |receipt: &StageReceipt| {

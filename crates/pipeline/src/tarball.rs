@@ -5,7 +5,7 @@ use std::fs::File;
 
 use serde_json::json;
 use smolcellar_engine::Engine;
-use smolcellar_oci::{Image, ImageConfig, ImageId, Limits, RootFs, flatten};
+use smolcellar_oci::{Image, ImageConfig, ImageId, Limits, Platform, RootFs, Wanted, flatten};
 use smolcellar_store::{BlobRef, Digest, Event, StageReceipt, Store, StoreError, TempDir};
 
 use crate::agent::{AgentSpec, Source};
@@ -57,23 +57,7 @@ pub(crate) fn take(
         Source::Build { .. } => {
             let engine = engine.ok_or(PipelineError::NoEngine)?;
             let id = engine_id.or(id.map(|id| id.0)).ok_or(PipelineError::NoEngine)?;
-            let mut stream = engine.save(&id)?;
-            let read = smolcellar_oci::ingest_stream(&mut stream, &dir, &wanted, limits, observer);
-            match read {
-                // An engine that failed explains a short tar better than the tar does.
-                Err(
-                    error @ (smolcellar_oci::OciError::Truncated { .. }
-                    | smolcellar_oci::OciError::NotAnImage { .. }),
-                ) => {
-                    stream.finish()?;
-                    return Err(error.into());
-                }
-                Err(error) => return Err(error.into()),
-                Ok(image) => {
-                    stream.finish()?;
-                    image
-                }
-            }
+            saved(engine, &id, &dir, &wanted, observer)?
         }
         Source::Archive(path) if path.is_dir() => {
             smolcellar_oci::ingest_folder(path, &dir, &wanted, limits, observer)?
@@ -88,6 +72,45 @@ pub(crate) fn take(
         }
     };
     sound(image, dir)
+}
+
+/// The image `wanted`, which the engine calls `engine_id`, out of an engine
+/// that still has it.
+pub(crate) fn take_again(
+    store: &Store,
+    engine: &Engine,
+    engine_id: &Digest,
+    wanted: &Wanted,
+    observer: &dyn Observer,
+) -> Result<Taken> {
+    let dir = store.temp_dir()?;
+    sound(saved(engine, engine_id, &dir, wanted, observer)?, dir)
+}
+
+fn saved(
+    engine: &Engine,
+    id: &Digest,
+    dir: &TempDir,
+    wanted: &Wanted,
+    observer: &dyn Observer,
+) -> Result<Image> {
+    let mut stream = engine.save(id)?;
+    let read = smolcellar_oci::ingest_stream(&mut stream, dir, wanted, Limits::default(), observer);
+    match read {
+        // An engine that failed explains a short tar better than the tar does.
+        Err(
+            error
+            @ (smolcellar_oci::OciError::Truncated { .. } | smolcellar_oci::OciError::NotAnImage { .. }),
+        ) => {
+            stream.finish()?;
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+        Ok(image) => {
+            stream.finish()?;
+            Ok(image)
+        }
+    }
 }
 
 fn sound(image: Image, dir: TempDir) -> Result<Taken> {
@@ -106,13 +129,24 @@ fn sound(image: Image, dir: TempDir) -> Result<Taken> {
     })
 }
 
+/// How an image came here, as its receipt has it.
+pub(crate) fn route(source: &Source) -> &'static str {
+    match source {
+        Source::Build { .. } => SAVE,
+        Source::Archive(_) | Source::Stdin => "archive",
+    }
+}
+
+/// The route of what was saved from an engine.
+pub(crate) const SAVE: &str = "save";
+
 /// Checks every layer, publishes the blobs, and then the receipt that names
 /// them. `heal`: what the store has of them is hashed too, and replaced if it
 /// is damaged.
 pub(crate) fn publish(
     store: &Store,
     id: ImageId,
-    agent: &AgentSpec,
+    route: &str,
     staged: Staged,
     millis: u64,
     heal: bool,
@@ -123,7 +157,7 @@ pub(crate) fn publish(
     image.verify()?;
     for layer in image.layers.iter().filter(|layer| heal && blobs.has(&layer.diff_id, layer.blob.size)) {
         if let Err(error @ StoreError::Mismatch { .. }) = blobs.check(&layer.diff_id) {
-            blobs.quarantine(&layer.diff_id)?;
+            blobs.quarantine(&layer.diff_id, &error.to_string())?;
             observer.report(Event::Warn { text: &format!("{error}; it was quarantined and is replaced") });
         }
     }
@@ -134,10 +168,6 @@ pub(crate) fn publish(
     let config = blobs.put(&image.config, &publishing)?;
     let mut refs = vec![blob("config", config, image.config.len() as u64)];
     refs.extend(image.layers.iter().map(|layer| blob("layer", layer.diff_id, layer.blob.size)));
-    let route = match &agent.source {
-        Source::Build { .. } => "save",
-        Source::Archive(_) | Source::Stdin => "archive",
-    };
     let receipt = StageReceipt {
         schema: StageReceipt::SCHEMA,
         stage: STAGE.into(),
@@ -165,7 +195,7 @@ pub(crate) fn from_store(
     store: &Store,
     id: ImageId,
     receipt: &StageReceipt,
-    agent: &AgentSpec,
+    platform: &Platform,
     observer: &dyn Observer,
 ) -> Result<Option<Taken>> {
     let blobs = store.blobs();
@@ -179,7 +209,7 @@ pub(crate) fn from_store(
             Ok(()) => {}
             // All of them: what stays would be taken for whole.
             Err(error @ StoreError::Mismatch { .. }) => {
-                blobs.quarantine(&blob.digest)?;
+                blobs.quarantine(&blob.digest, &error.to_string())?;
                 observer.report(Event::Warn {
                     text: &format!("{error}; it was quarantined and is taken in again"),
                 });
@@ -195,7 +225,7 @@ pub(crate) fn from_store(
     let Some(config_ref) = of_role("config").next() else { return Ok(None) };
     let Ok(config) = ImageConfig::parse(&blobs.get(&config_ref.digest)?) else { return Ok(None) };
     // An archive is held against it when it is taken in; so is what is kept.
-    smolcellar_oci::check_platform(&agent.platform, &config)?;
+    smolcellar_oci::check_platform(platform, &config)?;
     let layers: Vec<_> = of_role("layer").map(|blob| (blob.digest, blob.size)).collect();
     if config_ref.digest != id.0 || config.rootfs.diff_ids != layers.iter().map(|l| l.0).collect::<Vec<_>>() {
         return Ok(None);

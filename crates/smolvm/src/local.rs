@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::layout::{Layout, RootfsSource};
 use crate::receipt::{FileFact, Receipt};
 use crate::runtime::{Origin, Runtime};
-use crate::{cli, fingerprint, rootfs, unpack};
+use crate::{cli, fingerprint, rootfs, unpack, verify};
 
 /// What is in the store of the runtime of `layout`, and of its files as they
 /// are now. Reads only.
@@ -19,8 +19,28 @@ pub(crate) fn known(store: &Store, layout: &Layout, origin: Origin) -> Result<Op
     Ok(Receipt::load(&dest)?.map(|receipt| receipt.runtime(&dest, origin)))
 }
 
+/// How the names of such folders begin.
+pub(crate) const PREFIX: &str = "local-";
+
+/// Discards such a folder if anything of it is not as its receipt says: its
+/// next use derives it again. Whether it did.
+pub(crate) fn discard_damaged(store: &Store, reporter: &dyn Reporter, folder: &Path) -> Result<bool> {
+    let key = folder.file_name().unwrap_or_default().to_string_lossy();
+    let _lock = store.lock_build(&format!("runtime-{key}"), reporter)?;
+    let damaged = folder.exists() && !verify::problems(folder).is_empty();
+    if damaged {
+        store.discard(folder)?;
+    }
+    Ok(damaged)
+}
+
+/// The same of the folder of this runtime.
+pub(crate) fn discard_if_damaged(store: &Store, reporter: &dyn Reporter, layout: &Layout) -> Result<bool> {
+    discard_damaged(store, reporter, &place(store, layout)?)
+}
+
 fn place(store: &Store, layout: &Layout) -> Result<PathBuf> {
-    let key = format!("local-{}", fingerprint::of(layout)?.hex());
+    let key = format!("{PREFIX}{}", fingerprint::of(layout)?.hex());
     Ok(store.bucket_dir(Bucket::Runtimes).join(key))
 }
 

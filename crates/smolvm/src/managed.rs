@@ -19,6 +19,8 @@ use crate::{pip, sparse};
 pub struct InstallOptions {
     /// Nothing may be downloaded.
     pub offline: bool,
+    /// What is installed is replaced.
+    pub force: bool,
 }
 
 /// The installed runtime, if it is whole.
@@ -48,7 +50,7 @@ pub fn install(store: &Store, reporter: &dyn Reporter, options: &InstallOptions)
     let pin = Pin::of_host().ok_or(Error::NoWheel { os, arch })?;
     let sha256 = pin.digest()?;
     let _lock = store.lock_build(&format!("runtime-{}", sha256.hex()), reporter)?;
-    if let Some(runtime) = find(store)? {
+    if let Some(runtime) = find(store)?.filter(|_| !options.force) {
         return Ok(runtime);
     }
     store.need(INSTALLED, "installing smolvm")?;
@@ -61,6 +63,12 @@ pub fn install(store: &Store, reporter: &dyn Reporter, options: &InstallOptions)
     let dest = folder(store, &sha256);
     store.publish_dir(temp, &dest)?;
     Ok(receipt.runtime(&dest, Origin::Wheel { sha256 }))
+}
+
+/// Whether a folder of this name is the pinned runtime's.
+pub(crate) fn is_pinned(name: &str) -> bool {
+    let digest = Pin::of_host().and_then(|pin| pin.digest().ok());
+    digest.is_some_and(|digest| digest.hex() == name)
 }
 
 fn folder(store: &Store, wheel: &Digest) -> PathBuf {

@@ -22,7 +22,9 @@ fn offline_the_error_names_the_wheel_the_place_and_the_variable() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
     let Some(pin) = Pin::of_host() else { return };
-    let error = install(&store, &Quiet, &InstallOptions { offline: true }).unwrap_err().to_string();
+    let error = install(&store, &Quiet, &InstallOptions { offline: true, ..InstallOptions::default() })
+        .unwrap_err()
+        .to_string();
     let folder = store.bucket_dir(Bucket::Runtimes).display().to_string();
     for part in [pin.file, pin.sha256, &folder, "SMOLCELLAR_SMOLVM_DIR"] {
         assert!(error.contains(part), "{part} in {error}");
@@ -39,7 +41,8 @@ fn a_wheel_put_there_by_hand_is_announced_and_must_have_the_pinned_digest() {
     fsio::create_dirs(wheel.parent().unwrap()).unwrap();
     fsio::write_atomic(dir.path(), &wheel, b"something else").unwrap();
     let heard = Heard::default();
-    let error = install(&store, &heard, &InstallOptions { offline: true }).unwrap_err();
+    let error =
+        install(&store, &heard, &InstallOptions { offline: true, ..InstallOptions::default() }).unwrap_err();
     assert!(matches!(error, Error::WrongWheel { .. }), "{error}");
     assert!(heard.0.lock().unwrap()[0].contains(pin.file));
     assert_eq!(find(&store).unwrap(), None);

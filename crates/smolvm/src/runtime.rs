@@ -90,6 +90,22 @@ pub fn known(store: &Store, config: &RuntimeConfig) -> Result<Option<Runtime>> {
     managed::find(store)
 }
 
+/// Discards what was derived from the configured or the installed smolvm if it
+/// is damaged: [`find`] derives it again. Whether it was.
+///
+/// # Errors
+/// As [`find`], for a configured folder; [`Error::Store`].
+pub fn discard_damaged(store: &Store, reporter: &dyn Reporter, config: &RuntimeConfig) -> Result<bool> {
+    if let Some(dir) = &config.dir {
+        return local::discard_if_damaged(store, reporter, &configured(dir)?.0);
+    }
+    let surroundings = Surroundings::of_process();
+    match surroundings.smolvm_on_path().map(|program| Layout::of_installed(&program, &surroundings)) {
+        Some(Ok(layout)) => local::discard_if_damaged(store, reporter, &layout),
+        _ => Ok(false),
+    }
+}
+
 fn configured(dir: &Path) -> Result<(Layout, PathBuf)> {
     // smolvm is told these paths, and it runs in other folders.
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());

@@ -125,6 +125,34 @@ fn a_damaged_receipt_or_archive_in_the_store_is_made_again() {
 }
 
 #[test]
+fn a_derived_archive_of_the_right_size_and_wrong_bytes_is_discarded_and_derived_again() {
+    let lab = Lab::new();
+    let dir = lab.at("mine");
+    fake(&dir, "1.9.3");
+    let runtime = lab.configured(&dir).unwrap().unwrap();
+    let config = RuntimeConfig { dir: Some(dir.clone()) };
+    assert!(!discard_damaged(&lab.store, &Quiet, &config).unwrap(), "a whole one stays");
+    let victim = &runtime.rootfs_tar;
+    for by_path in [false, true] {
+        let mut bytes = fs::read(victim).unwrap();
+        bytes[600] ^= 1;
+        fsio::write_atomic(&lab.store.scratch().unwrap(), victim, &bytes).unwrap();
+        assert_eq!(lab.configured(&dir).unwrap().unwrap(), runtime, "sizes alone do not show it");
+        let problem = crate::verify(&lab.store).unwrap().problems.remove(0);
+        match by_path {
+            false => assert!(discard_damaged(&lab.store, &Quiet, &config).unwrap()),
+            true => {
+                let options = crate::InstallOptions { offline: true, ..crate::InstallOptions::default() };
+                let done = crate::repair(&lab.store, &Quiet, &problem.path, &options).unwrap();
+                assert_eq!(done, crate::Repaired::Discarded);
+            }
+        }
+        assert_eq!(lab.configured(&dir).unwrap().unwrap(), runtime);
+        assert_eq!(crate::verify(&lab.store).unwrap().problems, []);
+    }
+}
+
+#[test]
 fn a_configured_folder_that_cannot_be_used_is_an_error_with_a_remedy() {
     let lab = Lab::new();
     let error = lab.configured(&lab.at("absent")).unwrap_err().to_string();

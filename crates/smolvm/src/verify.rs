@@ -1,13 +1,14 @@
 //! Rehashes the runtimes of the store.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use smolcellar_store::{Bucket, Digest, Store, StoreError};
+use smolcellar_store::{Bucket, Digest, Reporter, Store, StoreError};
 
 use crate::error::Result;
+use crate::managed::InstallOptions;
 use crate::receipt::{FILE, FileFact, Receipt};
-use crate::{local, rootfs, sparse};
+use crate::{local, managed, rootfs, sparse};
 
 /// What [`verify`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,6 +60,56 @@ pub fn verify(store: &Store) -> Result<Verified> {
         verified.folder(&folder);
     }
     Ok(verified)
+}
+
+/// What is wrong with one folder of the bucket.
+pub(crate) fn problems(folder: &Path) -> Vec<Problem> {
+    let mut verified = Verified::default();
+    verified.folder(folder);
+    verified.problems
+}
+
+/// What [`repair`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repaired {
+    /// It is whole, as it was or again.
+    Whole,
+    /// It was derived from another smolvm and is gone: its next use derives it
+    /// again.
+    Discarded,
+    /// It is of another version, which this smolcellar neither uses nor installs.
+    Foreign,
+}
+
+/// Makes the runtime whole that a [`Problem`]'s path is of: the pinned one is
+/// installed again, what was derived from another is discarded.
+///
+/// # Errors
+/// As [`crate::install`].
+pub fn repair(
+    store: &Store,
+    reporter: &dyn Reporter,
+    path: &Path,
+    options: &InstallOptions,
+) -> Result<Repaired> {
+    let bucket = store.bucket_dir(Bucket::Runtimes);
+    let first = path.strip_prefix(&bucket).ok().and_then(|below| below.components().next());
+    let Some(Component::Normal(name)) = first else { return Ok(Repaired::Foreign) };
+    let folder = bucket.join(name);
+    let name = name.to_string_lossy();
+    if managed::is_pinned(&name) {
+        if !problems(&folder).is_empty() {
+            managed::install(store, reporter, &InstallOptions { force: true, ..*options })?;
+        }
+        return Ok(Repaired::Whole);
+    }
+    if !name.starts_with(local::PREFIX) {
+        return Ok(Repaired::Foreign);
+    }
+    local::discard_damaged(store, reporter, &folder).map(|gone| match gone {
+        true => Repaired::Discarded,
+        false => Repaired::Whole,
+    })
 }
 
 impl Verified {

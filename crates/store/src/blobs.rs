@@ -52,12 +52,13 @@ impl Blobs<'_> {
         Err(StoreError::Mismatch { what: format!("the blob {}", path.display()), expected: *digest, actual })
     }
 
-    /// Moves a damaged blob to quarantine.
+    /// Moves a damaged blob to quarantine, with a note that says why; where it
+    /// is then.
     ///
     /// # Errors
     /// [`StoreError::Io`] if it cannot be moved.
-    pub fn quarantine(&self, digest: &Digest) -> Result<()> {
-        self.0.quarantine(&[self.path(digest)])
+    pub fn quarantine(&self, digest: &Digest, problem: &str) -> Result<PathBuf> {
+        self.0.quarantine(&[self.path(digest)], problem)
     }
 
     /// Stores a small blob. [`Publishing`] must last until there is the receipt
@@ -314,7 +315,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fsio::write_atomic(temp.path(), &path, b"lager").unwrap();
         assert!(matches!(blobs.check(&digest), Err(StoreError::Mismatch { .. })));
-        blobs.quarantine(&digest).unwrap();
+        blobs.quarantine(&digest, "a test").unwrap();
         assert!(!path.exists());
         assert_eq!(fs::read_dir(store.quarantine_dir()).unwrap().count(), 1);
     }

@@ -149,6 +149,17 @@ pub(crate) fn build(
     acquire(path, key, Mode::Exclusive, limit, reporter).map(|file| BuildLock { _held: Held(file) })
 }
 
+/// Takes an exclusive lock on `path` if nobody has it.
+pub(crate) fn try_build(path: &Path) -> Result<Option<BuildLock>> {
+    let mut file = open(path, Mode::Exclusive)?;
+    let taken = try_exclusive(&file).map_err(StoreError::io("lock", path))?;
+    if taken {
+        // As in `acquire`.
+        let _ = sign(&mut file);
+    }
+    Ok(taken.then(|| BuildLock { _held: Held(file) }))
+}
+
 /// Waits for a shared lock on `path`.
 pub(crate) fn share(
     path: &Path,

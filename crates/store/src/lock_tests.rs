@@ -110,7 +110,7 @@ const TABLE: [&str; 7] = [
 const KEYLESS: [Had; 3] = [Had::Publish, Had::Gc, Had::Orphans];
 
 fn store(dir: &Path) -> Store {
-    Store::open(&dir.join("c"), crate::OpenOptions { lock_timeout: SHORT }).unwrap()
+    Store::open(&dir.join("c"), crate::OpenOptions { lock_timeout: SHORT, ..Default::default() }).unwrap()
 }
 
 /// Takes it, or says as [`TABLE`] does why not.

@@ -15,6 +15,7 @@ use crate::error::{Result, StoreError};
 use crate::fsio;
 use crate::lock::BuildLock;
 use crate::parallel;
+use crate::report::Reporter;
 use crate::root::Store;
 use crate::stat::StatSeal;
 
@@ -131,6 +132,16 @@ impl Store {
     /// [`StoreError::Newer`], [`StoreError::Io`]. Damage is no error: see
     /// [`Lookup::Damaged`].
     pub fn machine(&self, key: &MachineKey, full: bool) -> Result<Lookup> {
+        self.machine_hashed_by(key, full, &Digest::of_file)
+    }
+
+    /// What [`Store::machine`] does, with another's way of hashing a file.
+    pub(crate) fn machine_hashed_by(
+        &self,
+        key: &MachineKey,
+        full: bool,
+        hash: &dyn Fn(&Path) -> std::io::Result<Digest>,
+    ) -> Result<Lookup> {
         let files = Files::of(self, key);
         let receipt = match fsio::read_sealed::<MachineReceipt>(&files.receipt, MachineReceipt::SCHEMA) {
             Ok(Some(receipt)) => receipt,
@@ -158,15 +169,16 @@ impl Store {
         let seal = fsio::read_sealed::<StatSeal>(&files.stat, StatSeal::SCHEMA).ok().flatten();
         let sealed = seal == Some(StatSeal::of(&metadata));
         if full || !sealed {
-            let actual = Digest::of_file(&files.artifact).map_err(StoreError::io("read", &files.artifact))?;
+            let actual = hash(&files.artifact).map_err(StoreError::io("read", &files.artifact))?;
             if actual != receipt.sha256 {
                 let problem = format!("its bytes have {actual}, its receipt says {}", receipt.sha256);
                 return Ok(Lookup::Damaged { problem });
             }
             // A store that cannot be written still serves hits, only slower. A
-            // seal that fits stays: its time is the artifact's last use.
-            if !sealed {
-                let _ = self.seal(&files);
+            // seal that fits stays: its time is the artifact's last use. The facts
+            // are those from before the hashing: what changed since fits no seal.
+            if !sealed && let Ok(scratch) = self.scratch() {
+                let _ = fsio::write_sealed(&scratch, &files.stat, &StatSeal::of(&metadata));
             }
         }
         Ok(Lookup::Hit(Box::new(Machine { path: files.artifact, receipt })))
@@ -185,14 +197,37 @@ impl Store {
         Ok(Machine { path: files.artifact, receipt })
     }
 
-    /// Moves what there is of an artifact to quarantine. The lock is the key's.
+    /// Moves what there is of an artifact to quarantine, with a note that says
+    /// why; where it is then. The lock is the key's.
     ///
     /// # Errors
     /// [`StoreError::Io`] if a file cannot be moved.
-    pub fn quarantine_machine(&self, key: &MachineKey, _: &BuildLock) -> Result<()> {
+    pub fn quarantine_machine(&self, key: &MachineKey, problem: &str, _: &BuildLock) -> Result<PathBuf> {
         let files = Files::of(self, key);
         // The receipt first: without it nothing finds the rest.
-        self.quarantine(&[files.receipt, files.stat, files.artifact])
+        self.quarantine(&[files.receipt, files.stat, files.artifact], problem)
+    }
+
+    /// Moves an artifact to quarantine if it is damaged, which is looked at again
+    /// under its build lock: another may have replaced it. What was wrong with
+    /// it. Nothing of the key may be locked by the caller.
+    ///
+    /// # Errors
+    /// [`StoreError::LockTimeout`], [`StoreError::Newer`], [`StoreError::Io`].
+    pub fn quarantine_if_damaged(
+        &self,
+        key: &MachineKey,
+        full: bool,
+        reporter: &dyn Reporter,
+    ) -> Result<Option<String>> {
+        let lock = self.lock_build(&key.lock_name(), reporter)?;
+        match self.machine(key, full)? {
+            Lookup::Hit(_) | Lookup::Miss => Ok(None),
+            Lookup::Damaged { problem } => {
+                self.quarantine_machine(key, &problem, &lock)?;
+                Ok(Some(problem))
+            }
+        }
     }
 
     /// Notes that an artifact was used just now: the modification time of its
@@ -355,7 +390,7 @@ mod tests {
                 (damage, found) => panic!("damage {damage}: {found:?}"),
             }
             let lock = store.lock_build(&key.lock_name(), &crate::Quiet).unwrap();
-            store.quarantine_machine(&key, &lock).unwrap();
+            store.quarantine_machine(&key, "a test", &lock).unwrap();
             assert!(matches!(store.machine(&key, false).unwrap(), Lookup::Miss));
         }
     }

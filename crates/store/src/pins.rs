@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,19 @@ struct Pin {
 
 const SCHEMA: u64 = 1;
 
+impl Pin {
+    fn of(key: &MachineKey) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+        Self { schema: SCHEMA, image: key.image, recipe: key.recipe, since }
+    }
+}
+
+/// The artifact that a pin's name names.
+fn key_of(path: &Path) -> Option<MachineKey> {
+    let (image, recipe) = path.file_name()?.to_str()?.strip_suffix(".json")?.split_once('-')?;
+    Some(MachineKey { image: Digest::from_hex(image).ok()?, recipe: Digest::from_hex(recipe).ok()? })
+}
+
 impl Store {
     /// Pins an artifact; whether it was not pinned before. The lock is the key's.
     ///
@@ -40,9 +53,7 @@ impl Store {
         if path.exists() {
             return Ok(false);
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-        let pin = Pin { schema: SCHEMA, image: key.image, recipe: key.recipe, since };
-        fsio::write_sealed(&self.scratch()?, &path, &pin)?;
+        fsio::write_sealed(&self.scratch()?, &path, &Pin::of(key))?;
         Ok(true)
     }
 
@@ -71,18 +82,36 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] if the folder cannot be read.
     pub fn pins(&self) -> Result<BTreeSet<MachineKey>> {
-        let keys = list(&self.pins_dir())?.into_iter().filter_map(|path| {
-            let (image, recipe) = path.file_stem()?.to_str()?.split_once('-')?;
-            Some(MachineKey { image: Digest::from_hex(image).ok()?, recipe: Digest::from_hex(recipe).ok()? })
-        });
-        Ok(keys.collect())
+        Ok(list(&self.pins_dir())?.iter().filter_map(|path| key_of(path)).collect())
+    }
+
+    /// Whether a pin's contents are whole and its name's.
+    pub(crate) fn pin_at(&self, path: &Path) -> Result<()> {
+        let damaged = |problem: &str| StoreError::Damaged { path: path.to_owned(), problem: problem.into() };
+        let Some(pin) = fsio::read_sealed::<Pin>(path, SCHEMA)? else { return Ok(()) };
+        match key_of(path) {
+            Some(key) if (key.image, key.recipe) == (pin.image, pin.recipe) => Ok(()),
+            Some(_) => Err(damaged("it is another artifact's pin")),
+            None => Err(damaged("its name is no artifact's")),
+        }
+    }
+
+    /// Writes a pin again, as its name says; whether that says anything.
+    pub(crate) fn rewrite_pin(&self, path: &Path) -> Result<bool> {
+        // Taken away meanwhile: it stays so.
+        if !path.exists() {
+            return Ok(true);
+        }
+        let Some(key) = key_of(path) else { return Ok(false) };
+        fsio::write_sealed(&self.scratch()?, path, &Pin::of(&key))?;
+        Ok(true)
     }
 
     fn pin_path(&self, key: &MachineKey) -> PathBuf {
         self.pins_dir().join(format!("{}.json", key.lock_name()))
     }
 
-    fn pins_dir(&self) -> PathBuf {
+    pub(crate) fn pins_dir(&self) -> PathBuf {
         self.root().join("pins")
     }
 }

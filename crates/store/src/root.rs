@@ -169,6 +169,14 @@ impl Store {
         lock::build(&self.lock_path("build", key), key, self.options.lock_timeout, reporter)
     }
 
+    /// The right to build `key`, if nobody has it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub(crate) fn try_lock_build(&self, key: &str) -> Result<Option<BuildLock>> {
+        lock::try_build(&self.lock_path("build", key))
+    }
+
     /// Waits for the right to read `key` undisturbed: until the lock is dropped,
     /// nothing of it is collected. Where the store cannot be written, nothing
     /// can be, and there is no lock to wait for.
@@ -195,22 +203,6 @@ impl Store {
     /// [`StoreError::LockTimeout`] after [`OpenOptions::lock_timeout`].
     pub fn publishing(&self, reporter: &dyn Reporter) -> Result<Publishing> {
         lock::publish(&self.lock_path("blobs", ""), self.options.lock_timeout, reporter)
-    }
-
-    /// Moves an entry's files to quarantine, where nothing uses them.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] if one cannot be moved.
-    pub(crate) fn quarantine(&self, files: &[PathBuf]) -> Result<()> {
-        let dir = fsio::unused_name(&self.quarantine_dir(), "entry");
-        for file in files {
-            if fs::symlink_metadata(file).is_ok()
-                && let Some(name) = file.file_name()
-            {
-                fsio::rename(file, &dir.join(name))?;
-            }
-        }
-        Ok(())
     }
 
     /// The lock file of a kind for a key; for the whole store if that is empty.

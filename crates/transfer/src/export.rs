@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use smolcellar_store::{
-    Digest, Lookup, MachineKey, Reporter, StageReceipt, Store, StoreError, UseLock, fsio,
+    Bucket, Digest, Event, Lookup, MachineKey, Reporter, StageReceipt, Store, StoreError, UseLock, fsio,
 };
 
 use crate::copy::{TarWriter, Task};
@@ -37,7 +37,7 @@ pub struct Exported {
 /// # Errors
 /// [`TransferError::NoMachine`] and [`TransferError::NoImage`], before anything
 /// is written; [`TransferError::Damaged`], and what was written is then worth
-/// nothing.
+/// nothing, and what is damaged is in quarantine.
 pub fn export(
     store: &Store,
     keys: &[MachineKey],
@@ -46,11 +46,55 @@ pub fn export(
     reporter: &dyn Reporter,
 ) -> Result<Vec<Exported>> {
     let keys: BTreeSet<MachineKey> = keys.iter().copied().collect();
+    // Its use locks are gone when it returns: whoever moves an artifact waits for none.
+    let exported = write(store, &keys, with_image, out, reporter);
+    if let Err(TransferError::Damaged { path, .. }) = &exported {
+        set_aside(store, &keys, path, reporter);
+    }
+    exported
+}
+
+/// Moves to quarantine what turned out to be damaged; nobody else is to meet it.
+/// What cannot be moved stays: the error at hand says more than another.
+fn set_aside(store: &Store, keys: &BTreeSet<MachineKey>, path: &Path, reporter: &dyn Reporter) {
+    let machines = store.bucket_dir(Bucket::Machines);
+    let of = |key: &&MachineKey| machine_path(&machines, key) == path;
+    let moved = match keys.iter().find(of) {
+        // By all of its bytes: its seal may fit.
+        Some(key) => store.quarantine_if_damaged(key, true, reporter).is_ok_and(|problem| problem.is_some()),
+        None => {
+            path.file_name().and_then(|name| Digest::from_hex(name.to_str()?).ok()).is_some_and(|digest| {
+                match store.blobs().check(&digest) {
+                    Err(error @ StoreError::Mismatch { .. }) => {
+                        store.blobs().quarantine(&digest, &error.to_string()).is_ok()
+                    }
+                    _ => false,
+                }
+            })
+        }
+    };
+    if moved {
+        let text = format!("{} is damaged; it was quarantined", path.display());
+        reporter.report(Event::Warn { text: &text });
+    }
+}
+
+fn machine_path(machines: &Path, key: &MachineKey) -> PathBuf {
+    machines.join(key.image.hex()).join(format!("{}.smolmachine", key.recipe.hex()))
+}
+
+fn write(
+    store: &Store,
+    keys: &BTreeSet<MachineKey>,
+    with_image: bool,
+    out: &mut dyn Write,
+    reporter: &dyn Reporter,
+) -> Result<Vec<Exported>> {
     let mut locks = Vec::new();
     let mut images = BTreeMap::new();
     let mut machines = Vec::new();
     let mut paths = Vec::new();
-    for key in &keys {
+    for key in keys {
         let (entry, path) = machine(store, key, &mut locks, reporter)?;
         machines.push(entry);
         paths.push(path);
@@ -98,9 +142,8 @@ fn machine(
         Lookup::Hit(machine) => Ok((MachineEntry::of(&machine.receipt), machine.path)),
         Lookup::Miss => Err(TransferError::NoMachine(*key)),
         Lookup::Damaged { problem } => {
-            let name = format!("{}.smolmachine", key.recipe.hex());
-            let dir = store.bucket_dir(smolcellar_store::Bucket::Machines).join(key.image.hex());
-            Err(TransferError::Damaged { path: dir.join(name), problem })
+            let path = machine_path(&store.bucket_dir(Bucket::Machines), key);
+            Err(TransferError::Damaged { path, problem })
         }
     }
 }

@@ -43,8 +43,8 @@ pub(crate) fn image(
         }
         match blobs.check(digest) {
             Ok(()) => {}
-            Err(StoreError::Mismatch { .. }) => {
-                blobs.quarantine(digest)?;
+            Err(error @ StoreError::Mismatch { .. }) => {
+                blobs.quarantine(digest, &error.to_string())?;
                 status = Status::Replaced;
             }
             // Collected since it was looked for.
@@ -155,7 +155,7 @@ pub(crate) fn machine(
         }
         Lookup::Miss => Status::Imported,
         Lookup::Damaged { problem } => {
-            store.quarantine_machine(&key, &lock)?;
+            store.quarantine_machine(&key, &problem, &lock)?;
             let text = format!("the artifact {key} is damaged ({problem}); it was quarantined");
             reporter.report(Event::Warn { text: &text });
             Status::Replaced

@@ -167,7 +167,7 @@ fn files(store: &Store) -> BTreeMap<String, Vec<u8>> {
 /// Whatever became of an import: each entry is whole or absent, and no
 /// temporary file is left.
 fn assert_sound(store: &Store, context: &str) {
-    let found = store.verify(&Quiet).unwrap();
+    let found = store.verify(&smolcellar_store::VerifyOptions::default(), &Quiet).unwrap();
     assert_eq!((found.damaged, found.leftovers), (vec![], vec![]), "{context}");
     for run in std::fs::read_dir(store.root().join("tmp")).unwrap() {
         let left: Vec<_> =
@@ -355,12 +355,27 @@ fn an_export_of_damaged_missing_or_collected_things_fails_and_says_which() {
     fsio::write_atomic(&sample.store.scratch().unwrap(), &path, &bad).unwrap();
     let error = fails(&[key], true);
     assert!(error.contains(path.to_str().unwrap()) && error.contains("--repair"), "{error}");
-    std::fs::remove_file(&path).unwrap();
+    assert!(!path.exists(), "it was quarantined");
     let error = fails(&[key], true);
     assert!(error.contains("--force=tarball"), "{error}");
     let gone = export_image(&sample.store, &sample.image, None, &mut Vec::new(), &Quiet).unwrap_err();
     assert!(matches!(gone, TransferError::NoImage(_)), "{gone}");
     out(&sample.store, &[key], false);
+}
+
+#[test]
+fn an_export_finds_what_no_seal_shows_and_sets_it_aside() {
+    let sample = Sample::new(&["a"]);
+    let key = sample.machine(1);
+    let Lookup::Hit(machine) = sample.store.machine(&key, false).unwrap() else { panic!("it is there") };
+    let mut bad = std::fs::read(&machine.path).unwrap();
+    let at = bad.len() / 2;
+    bad[at] ^= 1;
+    fsio::write_atomic(&sample.store.scratch().unwrap(), &machine.path, &bad).unwrap();
+    let error = export(&sample.store, &[key], false, &mut Vec::new(), &Quiet).unwrap_err();
+    assert!(matches!(error, TransferError::Damaged { .. }), "{error}");
+    assert!(matches!(sample.store.machine(&key, false).unwrap(), Lookup::Miss));
+    assert!(sample.store.quarantined_machines().unwrap().iter().any(|receipt| receipt.key() == key));
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod inspect;
 mod key;
 mod ls;
 mod pin;
+mod repair;
 mod rm;
 mod stats;
 mod verify;
@@ -35,7 +36,7 @@ pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
         Cache::Inspect(args) => inspect::run(session, args),
         Cache::Stats(args) => stats::run(session, args),
         Cache::Why(args) => why::run(session, args),
-        Cache::Verify => verify::run(session),
+        Cache::Verify(args) => verify::run(session, args),
     }
 }
 

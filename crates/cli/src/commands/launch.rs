@@ -32,7 +32,7 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
     };
     // From here on, nothing collects it.
     let built = match &store {
-        Some(store) => target.built(session, store, args.verify)?,
+        Some(store) => target.built(session, store, args.verify, !args.dry_run)?,
         None => None,
     };
     if built.is_none() {

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use serde_json::json;
-use smolcellar_smolvm::Origin;
-use smolcellar_store::Bucket;
+use smolcellar_smolvm::{InstallOptions, Origin, RuntimeConfig};
+use smolcellar_store::{Event, Reporter};
 
 use crate::args::Setup;
 use crate::exit;
@@ -14,12 +14,17 @@ use crate::session::Session;
 pub(crate) fn run(session: &Session, args: &Setup) -> Result<u8> {
     let store = session.store()?;
     let _end_children = EndChildren::on_signals()?;
+    if args.force {
+        let config = RuntimeConfig { dir: session.global.smolvm_dir.clone() };
+        if smolcellar_smolvm::discard_damaged(&store, &session.progress, &config)? {
+            let text = "what was derived from that smolvm was damaged; it is derived again";
+            session.progress.report(Event::Warn { text });
+        }
+    }
     let mut runtime = session.runtime(&store)?;
-    if args.force
-        && let Origin::Wheel { sha256 } = &runtime.origin
-    {
-        store.discard(&store.bucket_dir(Bucket::Runtimes).join(sha256.hex()))?;
-        runtime = session.install(&store)?;
+    if args.force && matches!(runtime.origin, Origin::Wheel { .. }) {
+        let options = InstallOptions { force: true, ..session.install_options() };
+        runtime = smolcellar_smolvm::install(&store, &session.progress, &options)?;
     }
     let origin = match &runtime.origin {
         Origin::Configured(dir) => format!("the folder {}", dir.display()),

@@ -67,13 +67,14 @@ impl Target {
     }
 
     /// The artifact that the agent was last built to, unless the configuration
-    /// has changed since. `full`: hash all of it. It stays until the lock is
-    /// dropped.
+    /// has changed since. `full`: hash all of it; `moves`: a damaged one goes to
+    /// quarantine. It stays until the lock is dropped.
     pub(crate) fn built(
         &self,
         session: &Session,
         store: &Store,
         full: bool,
+        moves: bool,
     ) -> Result<Option<(Machine, UseLock)>> {
         let Some(pointer) = last_built(store, &self.project, &self.name) else { return Ok(None) };
         let in_use = store.lock_use(&pointer.key().lock_name(), &session.progress)?;
@@ -94,8 +95,14 @@ impl Target {
             }
             Lookup::Miss => Ok(None),
             Lookup::Damaged { problem } => {
+                // Builders wait for its users, not the other way round.
+                drop(in_use);
+                // Not in a dry run, nor where nothing can be written: a build says it then.
+                let set_aside = || store.quarantine_if_damaged(&pointer.key(), full, &session.progress);
+                let moved = moves && set_aside().is_ok_and(|problem| problem.is_some());
+                let done = if moved { "it was quarantined and" } else { "it" };
                 let text =
-                    format!("the artifact of '{}' is damaged ({problem}); it is built again", self.name);
+                    format!("the artifact of '{}' is damaged ({problem}); {done} is built again", self.name);
                 session.progress.report(Event::Warn { text: &text });
                 Ok(None)
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
 
+use crate::VerifyOptions;
 use crate::gc::{Entry, Policy, Root, plan};
 use crate::*;
 
@@ -160,7 +161,7 @@ fn beside_builds_uses_and_leases_nothing_held_is_collected() {
         workers.into_iter().map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
     });
     assert!(removed.into_inner() > 200 && rounds.iter().all(|rounds| *rounds > 5), "{rounds:?}");
-    assert_eq!(store.verify(&Quiet).unwrap().damaged, []);
+    assert_eq!(store.verify(&VerifyOptions::default(), &Quiet).unwrap().damaged, []);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use serde_json::{Value, json};
 use smolcellar_launcher::{Launcher, Signals};
+use smolcellar_pipeline::sweep_pointers;
 use smolcellar_store::gc::{self, Collected, Entry, Inventory, Limit, LooseKind, Plan, Policy, Reason, Root};
 use smolcellar_store::{Digest, Event, MachineKey, Reporter, Store};
 
@@ -96,6 +97,7 @@ pub(crate) fn after_build(session: &Session, store: &Store, config: Option<&Conf
         let plan = gc::plan(&inventory, &policy, SystemTime::now());
         let deadline = Some(Instant::now() + BOUND);
         let done = collector.carry_out(&plan, deadline, &session.progress)?;
+        sweep_pointers(store, &collector);
         drop(collector);
         tidy(session, store, &Digests::of(&inventory).among(&done.removed));
         Ok(Some(done))
@@ -140,6 +142,7 @@ fn collect(
             break;
         }
     }
+    sweep_pointers(store, &collector);
     drop(collector);
     tidy(session, store, &gone);
     Ok(all)
@@ -153,7 +156,7 @@ fn add(all: &mut Collected, done: Collected) {
 }
 
 /// Gives up when a signal came.
-struct Patient<'a>(&'a Session, &'a Signals);
+pub(super) struct Patient<'a>(pub(super) &'a Session, pub(super) &'a Signals);
 
 impl Reporter for Patient<'_> {
     fn report(&self, event: Event<'_>) {
