@@ -100,6 +100,12 @@ pub(crate) fn measure(args: &[&str], dir: &Path, env: &[(&str, &OsStr)]) -> Resu
     command.args(args).current_dir(dir).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped());
     let began = Instant::now();
     let mut child = command.spawn().context("cannot run this program")?;
+    // Beside the wait: a pipe holds little, and who prints more would wait for us.
+    let pipe = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        pipe.map_or(Ok(0), |mut pipe| pipe.read_to_string(&mut text)).map(|_| text)
+    });
     let status_file = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     // The kernel keeps the high-water mark: the last look before the end counts.
@@ -111,10 +117,8 @@ pub(crate) fn measure(args: &[&str], dir: &Path, env: &[(&str, &OsStr)]) -> Resu
         std::thread::sleep(Duration::from_micros(500));
     };
     let wall = began.elapsed();
-    let mut stdout = String::new();
-    if let Some(mut pipe) = child.stdout.take() {
-        pipe.read_to_string(&mut stdout).context("cannot read what it printed")?;
-    }
+    let stdout = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let stdout = stdout.context("cannot read what it printed")?;
     if !status.success() {
         bail!("`{}` failed with {status}", args.join(" "));
     }

@@ -36,7 +36,9 @@ pub(crate) fn table(headers: &[&str], right: &[bool], rows: &[Vec<String>]) -> R
         cells.chain(headers.get(column).map(|h| h.len())).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headers.len()).map(width).collect();
-    let print = |cells: &[String]| {
+    // In one piece: a long table is thousands of lines.
+    let mut text = String::new();
+    let mut print = |cells: &[String]| {
         let padded: Vec<String> = cells
             .iter()
             .zip(&widths)
@@ -47,10 +49,12 @@ pub(crate) fn table(headers: &[&str], right: &[bool], rows: &[Vec<String>]) -> R
                 },
             )
             .collect();
-        line(padded.join("  ").trim_end())
+        text += padded.join("  ").trim_end();
+        text.push('\n');
     };
-    print(&headers.iter().map(|header| (*header).to_owned()).collect::<Vec<_>>())?;
-    rows.iter().try_for_each(|row| print(row))
+    print(&headers.iter().map(|header| (*header).to_owned()).collect::<Vec<_>>());
+    rows.iter().for_each(|row| print(row));
+    line(text.trim_end())
 }
 
 /// Prints a line on standard error. That may be closed: nothing to be done.

@@ -40,7 +40,7 @@ pub use error::{Result, StoreError};
 pub use gc::Collector;
 pub use lease::{Lease, LeaseRecord, NewLease, SeenLease};
 pub use lock::{BuildLock, Holder, Publishing, UseLock};
-pub use machines::{Lookup, Machine, MachineKey, MachineList, MachineReceipt, UsedMachine};
+pub use machines::{ListedMachine, Lookup, Machine, MachineKey, MachineList, MachineReceipt, UsedMachine};
 pub use report::{Event, Quiet, Reporter};
 pub use root::{OpenOptions, STORE_FORMAT, Store};
 pub use session::TempDir;

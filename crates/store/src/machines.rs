@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -97,8 +98,38 @@ pub struct UsedMachine {
     pub machine: Machine,
     /// When it was last used; 1970 if that is not known.
     pub used: SystemTime,
+}
+
+/// The same in short: what a list of thousands shows.
+#[derive(Debug, Clone)]
+pub struct ListedMachine {
+    /// Its key.
+    pub key: MachineKey,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The agent that it was first built for.
+    pub agent: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its SHA-256, by its receipt.
+    pub sha256: Digest,
+    /// When it was built: seconds since 1970.
+    pub built_at: u64,
+    /// When it was last used; 1970 if that is not known.
+    pub used: SystemTime,
     /// Its allocated bytes; 0 if it is not there.
     pub allocated: u64,
+}
+
+/// A receipt without its inputs, which are most of it.
+#[derive(Deserialize)]
+pub(crate) struct ReceiptHead {
+    image: Digest,
+    recipe: Digest,
+    size: u64,
+    pub(crate) sha256: Digest,
+    pub(crate) agent: String,
+    built_at: u64,
 }
 
 /// All artifacts.
@@ -244,26 +275,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] if the folder cannot be listed.
     pub fn machines(&self) -> Result<MachineList> {
-        let mut paths = Vec::new();
-        for image in list(&self.bucket_dir(Bucket::Machines))? {
-            paths.extend(
-                list(&image)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json")),
-            );
-        }
-        let read = parallel::map(&paths, |path| -> Result<Option<UsedMachine>> {
-            let receipt = fsio::read_sealed::<MachineReceipt>(path, MachineReceipt::SCHEMA)?;
-            Ok(receipt.map(|receipt| {
-                let files = Files::of(self, &receipt.key());
-                let used =
-                    fs::metadata(&files.stat).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-                let allocated = fs::symlink_metadata(&files.artifact).map_or(0, |m| crate::gc::allocated(&m));
-                UsedMachine { machine: Machine { path: files.artifact, receipt }, used, allocated }
-            }))
-        });
         let mut found = MachineList::default();
-        for read in read {
+        for read in self.each_receipt(|path, receipt: MachineReceipt| {
+            let machine = Machine { path: path.with_extension("smolmachine"), receipt };
+            UsedMachine { machine, used: last_use(path) }
+        })? {
             match read {
-                Ok(machine) => found.machines.extend(machine),
+                Ok(machine) => found.machines.push(machine),
                 Err(error) => found.broken.push(error),
             }
         }
@@ -271,11 +289,64 @@ impl Store {
         Ok(found)
     }
 
+    /// The same in short, and the receipts that cannot be read; most recently
+    /// used first.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the folder cannot be listed.
+    pub fn list_machines(&self) -> Result<(Vec<ListedMachine>, Vec<StoreError>)> {
+        let (mut machines, mut broken) = (Vec::new(), Vec::new());
+        for read in self.each_receipt(|path, head: ReceiptHead| {
+            let artifact = path.with_extension("smolmachine");
+            let allocated = fs::symlink_metadata(&artifact).map_or(0, |m| crate::gc::allocated(&m));
+            ListedMachine {
+                key: MachineKey { image: head.image, recipe: head.recipe },
+                path: artifact,
+                agent: head.agent,
+                size: head.size,
+                sha256: head.sha256,
+                built_at: head.built_at,
+                used: last_use(path),
+                allocated,
+            }
+        })? {
+            match read {
+                Ok(machine) => machines.push(machine),
+                Err(error) => broken.push(error),
+            }
+        }
+        machines.sort_by(|a, b| b.used.cmp(&a.used).then_with(|| a.path.cmp(&b.path)));
+        Ok((machines, broken))
+    }
+
+    /// Reads every receipt, on all cores.
+    fn each_receipt<R: DeserializeOwned, T: Send>(
+        &self,
+        make: impl Fn(&Path, R) -> T + Sync,
+    ) -> Result<Vec<Result<T>>> {
+        let folders = list(&self.bucket_dir(Bucket::Machines))?;
+        let read = |path: PathBuf| {
+            let receipt = fsio::read_sealed::<R>(&path, MachineReceipt::SCHEMA).transpose()?;
+            Some(receipt.map(|receipt| make(&path, receipt)))
+        };
+        let is_receipt = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
+        let read = parallel::map(&folders, |folder| -> Result<Vec<Result<T>>> {
+            Ok(list(folder)?.into_iter().filter(is_receipt).filter_map(read).collect())
+        });
+        Ok(read.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     fn seal(&self, files: &Files) -> Result<()> {
         let metadata =
             fs::symlink_metadata(&files.artifact).map_err(StoreError::io("examine", &files.artifact))?;
         fsio::write_sealed(&self.scratch()?, &files.stat, &StatSeal::of(&metadata))
     }
+}
+
+/// When the artifact of a receipt was last used.
+fn last_use(receipt: &Path) -> SystemTime {
+    let stat = fs::metadata(receipt.with_extension("stat"));
+    stat.and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The files of one artifact.

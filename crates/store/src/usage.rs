@@ -12,6 +12,7 @@ use crate::bucket::Bucket;
 use crate::error::Result;
 use crate::gc::{self, Entry, LooseKind, Policy};
 use crate::machines::list;
+use crate::parallel;
 use crate::root::Store;
 
 /// Disk usage of one folder of the store.
@@ -108,18 +109,28 @@ impl Store {
 fn measure(dir: &Path, purpose: &'static str) -> BucketUsage {
     let folder = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut usage = BucketUsage { folder, purpose, files: 0, allocated: 0, reclaimable: 0 };
-    let mut pending = vec![dir.to_owned()];
-    while let Some(dir) = pending.pop() {
-        // Entries may vanish while we look; what is gone takes no space.
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            } else {
-                usage.files += 1;
-                usage.allocated += metadata.blocks() * 512;
-            }
-        }
+    let inside: Vec<_> =
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    for (files, allocated) in parallel::map(&inside, |path| add_up(path)) {
+        usage.files += files;
+        usage.allocated += allocated;
     }
     usage
+}
+
+/// Files under a path, and their allocated bytes.
+fn add_up(path: &Path) -> (u64, u64) {
+    let (mut files, mut allocated) = (0, 0);
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        // Entries may vanish while we look; what is gone takes no space.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        } else {
+            files += 1;
+            allocated += metadata.blocks() * 512;
+        }
+    }
+    (files, allocated)
 }

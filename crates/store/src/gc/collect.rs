@@ -206,7 +206,7 @@ impl Collector<'_> {
             }
         };
         let mut inventory = Default::default();
-        self.store.list_images(&mut inventory)?;
+        self.store.take_in_images(&mut inventory)?;
         if !inventory.opaque.is_empty() {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::find::hex_name;
-use crate::machines::{MachineKey, MachineReceipt, list};
+use crate::machines::{MachineKey, MachineReceipt, ReceiptHead, list};
 use crate::parallel;
 use crate::root::Store;
 use crate::stage::StageReceipt;
@@ -172,8 +172,8 @@ impl Store {
     /// [`StoreError::Io`] if a folder cannot be listed.
     pub fn inventory(&self) -> Result<Inventory> {
         let mut found = Inventory { disk: self.disk()?, ..Inventory::default() };
-        self.list_machines(&mut found)?;
-        self.list_images(&mut found)?;
+        self.take_in_machines(&mut found)?;
+        self.take_in_images(&mut found)?;
         for shard in list(&self.bucket_dir(Bucket::Blobs).join("sha256"))? {
             for path in list(&shard)? {
                 if let (Some(digest), Ok(metadata)) = (hex_name(&path), fs::symlink_metadata(&path)) {
@@ -207,27 +207,39 @@ impl Store {
         Ok(Disk { total: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
     }
 
-    fn list_machines(&self, found: &mut Inventory) -> Result<()> {
+    fn take_in_machines(&self, found: &mut Inventory) -> Result<()> {
         let leased = Leased::read(self)?;
         let pins = self.pins()?;
-        // The three files of an artifact, of which any may be missing.
-        let mut files: BTreeMap<MachineKey, Vec<PathBuf>> = BTreeMap::new();
-        for dir in list(&self.bucket_dir(Bucket::Machines))? {
-            let Some(image) = hex_name(&dir) else { continue };
-            for path in list(&dir)? {
+        let folders = list(&self.bucket_dir(Bucket::Machines))?;
+        let read = parallel::map(&folders, |dir| -> Result<Folder> {
+            let Some(image) = hex_name(dir) else { return Ok(Folder::default()) };
+            let mut folder = Folder::default();
+            // The three files of an artifact, of which any may be missing.
+            let mut files: BTreeMap<MachineKey, Vec<PathBuf>> = BTreeMap::new();
+            for path in list(dir)? {
                 let recipe = path.file_stem().and_then(|stem| Digest::from_hex(stem.to_str()?).ok());
                 match (recipe, path.extension().and_then(|extension| extension.to_str())) {
                     (Some(recipe), Some("smolmachine" | "json" | "stat")) => {
                         files.entry(MachineKey { image, recipe }).or_default().push(path);
                     }
                     // Not ours to judge.
-                    _ => found.fixed += allocated_tree(&path),
+                    _ => folder.strange += allocated_tree(&path),
                 }
             }
+            let look = |(key, paths): (MachineKey, Vec<PathBuf>)| {
+                let seen = self.look_at_machine(&key, &paths);
+                (key, paths, seen)
+            };
+            folder.machines = files.into_iter().map(look).collect();
+            Ok(folder)
+        });
+        let mut machines = Vec::new();
+        for folder in read {
+            let folder = folder?;
+            found.fixed += folder.strange;
+            machines.extend(folder.machines);
         }
-        let files: Vec<_> = files.into_iter().collect();
-        let read = parallel::map(&files, |(key, paths)| self.look_at_machine(key, paths));
-        for ((key, paths), seen) in files.into_iter().zip(read) {
+        for (key, paths, seen) in machines {
             match seen {
                 Seen::Machine { agent, sha256, allocated, used, in_use } => {
                     let mut roots = leased.roots(&key);
@@ -256,7 +268,7 @@ impl Store {
     fn look_at_machine(&self, key: &MachineKey, paths: &[PathBuf]) -> Seen {
         let of = |extension: &str| paths.iter().find(|path| path.extension().is_some_and(|e| e == extension));
         let (Some(artifact), Some(receipt)) = (of("smolmachine"), of("json")) else { return Seen::LeftOver };
-        let (agent, sha256) = match fsio::read_sealed::<MachineReceipt>(receipt, MachineReceipt::SCHEMA) {
+        let (agent, sha256) = match fsio::read_sealed::<ReceiptHead>(receipt, MachineReceipt::SCHEMA) {
             Ok(Some(receipt)) => (receipt.agent, Some(receipt.sha256)),
             Err(StoreError::Newer { path, .. }) => return Seen::Newer(path),
             // Damaged: nothing trusts it, and `verify` names it. Until then it is
@@ -275,16 +287,12 @@ impl Store {
         }
     }
 
-    pub(super) fn list_images(&self, found: &mut Inventory) -> Result<()> {
-        let mut images = Vec::new();
-        for dir in list(&self.bucket_dir(Bucket::Images))? {
-            if let Some(image) = hex_name(&dir) {
-                images.push((image, list(&dir)?));
-            }
-        }
-        let read = parallel::map(&images, |(image, paths)| {
+    pub(super) fn take_in_images(&self, found: &mut Inventory) -> Result<()> {
+        let folders = list(&self.bucket_dir(Bucket::Images))?;
+        let read = parallel::map(&folders, |dir| -> Result<Option<(ImageEntry, Vec<PathBuf>)>> {
+            let Some(image) = hex_name(dir) else { return Ok(None) };
             let mut entry = ImageEntry {
-                image: *image,
+                image,
                 allocated: 0,
                 blobs: BTreeSet::new(),
                 used: SystemTime::UNIX_EPOCH,
@@ -292,21 +300,22 @@ impl Store {
                     || lock::is_held_at(&self.lock_path("use", &image.hex())),
             };
             let mut opaque = Vec::new();
-            for path in paths {
-                if let Ok(metadata) = fs::symlink_metadata(path) {
+            for path in list(dir)? {
+                if let Ok(metadata) = fs::symlink_metadata(&path) {
                     entry.allocated += allocated(&metadata);
                     entry.used = entry.used.max(metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH));
                 }
-                match fsio::read_sealed::<StageReceipt>(path, StageReceipt::SCHEMA) {
+                match fsio::read_sealed::<StageReceipt>(&path, StageReceipt::SCHEMA) {
                     Ok(Some(receipt)) => entry.blobs.extend(receipt.blobs.iter().map(|blob| blob.digest)),
                     Err(StoreError::Newer { path, .. }) => opaque.push(path),
                     // Damaged: nothing trusts what it names.
                     Ok(None) | Err(_) => {}
                 }
             }
-            (entry, opaque)
+            Ok(Some((entry, opaque)))
         });
-        for (entry, opaque) in read {
+        for read in read {
+            let Some((entry, opaque)) = read? else { continue };
             if opaque.is_empty() {
                 found.images.push(entry);
             } else {
@@ -316,6 +325,14 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// What is in the folder of one image's artifacts.
+#[derive(Default)]
+struct Folder {
+    machines: Vec<(MachineKey, Vec<PathBuf>, Seen)>,
+    /// Allocated bytes of what belongs to none of them.
+    strange: u64,
 }
 
 enum Seen {

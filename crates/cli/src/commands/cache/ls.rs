@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::Result;
 use serde_json::json;
-use smolcellar_store::{Event, MachineReceipt, Reporter, UsedMachine};
+use smolcellar_store::{Event, MachineKey, Reporter};
 
 use crate::exit;
 use crate::format;
@@ -14,34 +14,35 @@ use crate::session::Session;
 
 pub(super) fn run(session: &Session) -> Result<u8> {
     let store = session.store()?;
-    let list = store.machines()?;
+    let (machines, broken) = store.list_machines()?;
     let (pins, leases) = (store.pins()?, store.leases()?);
-    let machines = &list.machines;
-    for error in &list.broken {
+    for error in &broken {
         session.progress.report(Event::Warn { text: &error.to_string() });
     }
     let mut launched: HashMap<&str, Vec<&str>> = HashMap::new();
     for lease in &leases {
         launched.entry(&lease.record.artifact).or_default().push(&lease.record.machine);
     }
-    let of = |receipt: &MachineReceipt| {
-        let machines = launched.get(receipt.key().lock_name().as_str()).cloned().unwrap_or_default();
-        (pins.contains(&receipt.key()), machines)
+    let of = |key: &MachineKey| {
+        let machines = match launched.is_empty() {
+            true => Vec::new(),
+            false => launched.get(key.lock_name().as_str()).cloned().unwrap_or_default(),
+        };
+        (pins.contains(key), machines)
     };
     if session.global.format == Format::Json {
-        for UsedMachine { machine, used, allocated } in machines {
-            let receipt = &machine.receipt;
-            let (pinned, launched) = of(receipt);
-            let used = used.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+        for machine in &machines {
+            let (pinned, launched) = of(&machine.key);
+            let used = machine.used.duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
             output::json(&json!({
-                "agent": receipt.agent,
-                "image_id": receipt.image,
-                "recipe": receipt.recipe,
+                "agent": machine.agent,
+                "image_id": machine.key.image,
+                "recipe": machine.key.recipe,
                 "artifact": machine.path,
-                "size": receipt.size,
-                "allocated": allocated,
-                "sha256": receipt.sha256,
-                "built_at": receipt.built_at,
+                "size": machine.size,
+                "allocated": machine.allocated,
+                "sha256": machine.sha256,
+                "built_at": machine.built_at,
                 "used_at": used,
                 "pinned": pinned,
                 "machines": launched,
@@ -55,18 +56,17 @@ pub(super) fn run(session: &Session) -> Result<u8> {
     }
     let rows: Vec<Vec<String>> = machines
         .iter()
-        .map(|UsedMachine { machine, used, allocated }| {
-            let receipt = &machine.receipt;
-            let (pinned, launched) = of(receipt);
+        .map(|machine| {
+            let (pinned, launched) = of(&machine.key);
             let mut held = if pinned { vec!["pinned".to_owned()] } else { Vec::new() };
             held.extend((!launched.is_empty()).then(|| format::count(launched.len(), "machine", "machines")));
             vec![
-                receipt.agent.clone(),
-                receipt.image.short(),
-                receipt.recipe.short(),
-                format::bytes(receipt.size),
-                format::bytes(*allocated),
-                format::ago(*used),
+                machine.agent.clone(),
+                machine.key.image.short(),
+                machine.key.recipe.short(),
+                format::bytes(machine.size),
+                format::bytes(machine.allocated),
+                format::ago(machine.used),
                 held.join(", "),
             ]
         })
