@@ -6,7 +6,7 @@
 //! ([`crate::pointer`]), and the difference to the last build explains a miss.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use smolcellar_engine::context::{Builder, ContextListing, ContextSpec, Dockerfile, Listed, list};
@@ -55,6 +55,7 @@ impl BuildFacts {
         if facts.list(spec, previous.and_then(|facts| facts.context.as_ref())) {
             facts.bases(spec, engine);
         }
+        facts.unseen.extend(ambiguous(spec, engine));
         facts
     }
 
@@ -124,6 +125,25 @@ impl BuildFacts {
     }
 }
 
+/// Files that one builder follows and another does not, where it cannot be told
+/// which one will build: what is ignored here might be seen there.
+fn ambiguous(spec: &BuildSpec, engine: &Engine) -> Option<String> {
+    let dockerfile = spec.dockerfile.clone().unwrap_or_else(|| spec.context.join("Dockerfile"));
+    let mut own_ignore = dockerfile.into_os_string();
+    own_ignore.push(".dockerignore");
+    let files = match engine.kind() {
+        Kind::Docker if std::env::var_os("DOCKER_BUILDKIT").is_some_and(|value| !value.is_empty()) => vec![],
+        Kind::Docker => vec![PathBuf::from(own_ignore)],
+        Kind::Podman => vec![
+            PathBuf::from(own_ignore),
+            spec.context.join(".containerignore"),
+            spec.context.join("Containerfile"),
+        ],
+    };
+    let there = files.into_iter().find(|file| file.exists())?;
+    Some(format!("{} is followed by some builders only", there.display()))
+}
+
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
@@ -146,4 +166,94 @@ fn builder(engine: &Engine) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smolcellar_store::fsio;
+
+    fn put(dir: &Path, name: &str, text: &str) {
+        let _ = std::fs::remove_file(dir.join(name));
+        fsio::write_atomic(dir, &dir.join(name), text.as_bytes()).unwrap();
+    }
+
+    /// An engine that must not be asked anything.
+    fn engine(name: &str) -> Engine {
+        Engine::assumed(Some(name))
+    }
+
+    fn gather(dir: &Path, change: impl FnOnce(&mut BuildSpec)) -> BuildFacts {
+        let mut spec = BuildSpec { context: dir.into(), tag: "t".into(), ..BuildSpec::default() };
+        change(&mut spec);
+        BuildFacts::gather(&spec, &engine("docker"), None)
+    }
+
+    #[test]
+    fn each_input_of_a_build_changes_the_fingerprint_and_a_time_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        put(dir, "Dockerfile", "FROM scratch\nCOPY a /\n");
+        put(dir, "a", "1");
+        put(dir, ".dockerignore", "ignored\n");
+        let seen = |change: fn(&mut BuildSpec)| gather(dir, change).fingerprint().unwrap();
+        let first = seen(|_| {});
+        put(dir, "a", "1");
+        put(dir, "ignored", "anything");
+        assert_eq!(seen(|_| {}), first);
+        assert_eq!(seen(|spec| spec.tag = "another name".into()), first);
+        let changes: [fn(&mut BuildSpec); 4] = [
+            |spec| spec.target = Some("x".into()),
+            |spec| spec.platform = Some("linux/arm64".into()),
+            |spec| drop(spec.build_args.insert("A".into(), "1".into())),
+            |spec| drop(spec.build_args.insert("A".into(), "2".into())),
+        ];
+        let mut all: Vec<_> = changes.map(seen).into();
+        put(dir, "a", "2");
+        all.push(seen(|_| {}));
+        put(dir, "Dockerfile", "FROM scratch\nCOPY a /b\n");
+        all.push(seen(|_| {}));
+        all.push(first);
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn what_decides_the_image_and_cannot_be_seen_leaves_no_fingerprint() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        for text in [
+            "# syntax=x/y\nFROM scratch\n",
+            "FROM scratch\nADD https://example.org/x /\n",
+            "ARG B\nFROM $B\n",
+        ] {
+            put(dir, "Dockerfile", text);
+            let facts = gather(dir, |_| {});
+            assert!(facts.fingerprint().is_none() && !facts.unseen.is_empty(), "{text}");
+        }
+        put(dir, "Dockerfile", "FROM scratch\n");
+        assert!(gather(dir, |_| {}).fingerprint().is_some());
+        let spec = BuildSpec { context: dir.into(), ..BuildSpec::default() };
+        put(dir, ".containerignore", "");
+        assert!(BuildFacts::gather(&spec, &engine("podman"), None).fingerprint().is_none());
+        assert!(gather(dir, |_| {}).fingerprint().is_some(), "Docker does not know it");
+        put(dir, "Dockerfile.dockerignore", "");
+        assert!(gather(dir, |_| {}).fingerprint().is_none());
+        assert!(gather(&dir.join("missing"), |_| {}).fingerprint().is_none());
+    }
+
+    #[test]
+    fn files_that_change_during_a_build_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        put(dir, "Dockerfile", "FROM scratch\nCOPY a /\n");
+        put(dir, "a", "1");
+        let spec = BuildSpec { context: dir.into(), ..BuildSpec::default() };
+        let facts = BuildFacts::gather(&spec, &engine("docker"), None);
+        assert!(facts.still_hold(&spec));
+        put(dir, "a", "2");
+        assert!(!facts.still_hold(&spec));
+    }
 }
