@@ -17,6 +17,7 @@ mod containerd_store;
 mod contention;
 mod context;
 mod detached;
+mod explain;
 mod extraction;
 mod human;
 mod interrupt;

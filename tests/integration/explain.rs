@@ -1,0 +1,210 @@
+//! Why builds miss, what they would do, and hits that need no engine: with the
+//! real engine, and with one that must not be asked.
+
+use std::path::Path;
+
+use serde_json::Value;
+use smolcellar_tests::cellar::{ALL_HIT, Cellar, Ran, statuses};
+use smolcellar_tests::engine::{busybox_project, docker, fake_docker};
+use smolcellar_tests::needs::{Need, have};
+
+const NEEDS: [Need; 2] = [Need::Docker, Need::Program("busybox")];
+
+/// The agent's settings with other CPUs.
+fn with_cpus(cellar: &Cellar, cpus: u8) {
+    let file = cellar.project().join("smolcellar.toml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let kept = text.lines().filter(|line| !line.starts_with("cpus"));
+    let text: Vec<_> = kept.flat_map(|line| [line.to_owned(), "\n".to_owned()]).collect();
+    cellar.write("smolcellar.toml", &text.concat().replacen("]\n", &format!("]\ncpus = {cpus}\n"), 1));
+}
+
+/// An engine that fails whatever it is asked, and notes that it was.
+fn no_engine(cellar: &Cellar) -> String {
+    fake_docker(&cellar.path("bin"), "echo \"$@\" >> \"$(dirname \"$0\")/calls\"; exit 1");
+    cellar.path("bin/docker").display().to_string()
+}
+
+fn asked(cellar: &Cellar) -> bool {
+    cellar.path("bin/calls").exists()
+}
+
+fn why_of(result: &Value, stage: &str) -> String {
+    let why = result["why"].as_array().unwrap();
+    why.iter().find(|why| why["stage"] == stage).map(Value::to_string).unwrap_or_default()
+}
+
+#[test]
+fn each_changed_input_is_named_old_and_new_and_files_of_the_context_too() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let _image = busybox_project(&cellar);
+    with_cpus(&cellar, 1);
+    let first = cellar.json(["build-agent", "--explain"]);
+    assert!(why_of(&first, "image").contains("first build"), "{first}");
+
+    with_cpus(&cellar, 2);
+    let second = cellar.json(["build-agent", "--explain"]);
+    assert_eq!(statuses(&second)[3], "smolmachine:miss");
+    let why = &second["why"][0];
+    assert_eq!((second["why"].as_array().unwrap().len(), &why["stage"]), (1, &Value::from("smolmachine")));
+    let change = &why["changes"][0];
+    assert_eq!((&change["input"], &change["old"], &change["new"]), (&"cpus".into(), &1.into(), &2.into()));
+
+    cellar.write("ctx/data/keep", "kept, but edited\n");
+    cellar.write("ctx/data/fresh", "new\n");
+    let third = cellar.json(["build-agent", "--explain"]);
+    let why = why_of(&third, "image");
+    assert!(why.contains("data/keep (contents)") && why.contains("data/fresh (added)"), "{why}");
+    let image = &third["why"].as_array().unwrap().last().unwrap()["changes"][0];
+    assert_eq!((&image["old"], &image["new"]), (&second["image_id"], &third["image_id"]));
+
+    // Later on, `cache why` says the same, by the agent and by the key.
+    let said = cellar.run(["cache", "why", "small"]);
+    assert!(said.stdout.contains("data/keep (contents)"), "{said:?}");
+    let key = second["recipe"].as_str().unwrap().trim_start_matches("sha256:");
+    let image = second["image_id"].as_str().unwrap();
+    let said = cellar.run(["cache", "why", &format!("{image}/{key}")]);
+    assert!(said.stdout.contains("cpus: 1 → 2"), "{said:?}");
+    assert!(first["why"].is_array() && cellar.json(["build-agent"])["why"].is_null());
+}
+
+#[test]
+fn what_was_built_before_is_a_hit_without_an_engine_and_anything_else_is_not() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let image = busybox_project(&cellar);
+    let first = cellar.json(["build-agent"]);
+    let dead = no_engine(&cellar);
+    let hit = cellar.json(["--engine", &dead, "build-agent"]);
+    assert_eq!((statuses(&hit), &hit["sha256"]), (ALL_HIT.map(str::to_owned).to_vec(), &first["sha256"]));
+    let hit = cellar.json(["--engine", &dead, "build-agent", "--require-cache"]);
+    assert_eq!(statuses(&hit), ALL_HIT);
+    assert!(!asked(&cellar), "a hit asks no engine");
+
+    // Whatever the builder would see must be the same.
+    cellar.write("ctx/data/keep", "edited\n");
+    let refused = cellar.run(["--engine", &dead, "build-agent", "--require-cache"]);
+    assert_eq!(refused.code, 3, "{refused:?}");
+    assert!(refused.stderr.contains("keep (contents)"), "{refused:?}");
+    let Ran { code, .. } = cellar.run(["--engine", &dead, "build-agent"]);
+    assert!(code == 1 && asked(&cellar), "it must be built");
+    let second = cellar.json(["build-agent"]);
+    assert_ne!(second["image_id"], first["image_id"]);
+
+    // The artifact is gone, and so is the image, here and in the engine: the
+    // engine builds it again.
+    assert_eq!(cellar.run(["cache", "gc", "--all", "-y"]).code, 0);
+    docker(&["rmi", "--force", &image.tag]);
+    let again = cellar.json(["build-agent"]);
+    assert_eq!(statuses(&again), ["image:miss", "tarball:miss", "registry:miss", "smolmachine:miss"]);
+    cellar.assert_sound();
+}
+
+#[test]
+fn a_plan_builds_nothing_and_foretells_what_happens() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let _image = busybox_project(&cellar);
+    let expects = |plan: &Value| -> Vec<String> {
+        let stages = plan["stages"].as_array().unwrap();
+        stages.iter().map(|stage| stage["expect"].as_str().unwrap().to_owned()).collect()
+    };
+    let plan = cellar.json(["build-agent", "--plan"]);
+    assert_eq!(expects(&plan), ["run", "run-if-image-changed", "run-if-image-changed", "run"]);
+    assert_eq!(cellar.stored(), Vec::<std::path::PathBuf>::new());
+    let built = cellar.json(["build-agent"]);
+    let plan = cellar.json(["build-agent", "--plan"]);
+    assert_eq!(expects(&plan), ["hit", "hit", "hit", "hit"]);
+    assert_eq!(plan["artifact"], built["artifact"]);
+    with_cpus(&cellar, 3);
+    let before = cellar.stored();
+    let plan = cellar.json(["build-agent", "--plan"]);
+    assert_eq!(expects(&plan), ["hit", "hit", "hit", "run"]);
+    let machine = &plan["stages"][3];
+    assert!(machine["took"]["bytes"].as_u64().unwrap() > 0 && plan["artifact"].is_null(), "{machine}");
+    assert_eq!(cellar.stored(), before);
+    let ran = cellar.json(["build-agent"]);
+    assert_eq!(statuses(&ran), ["image:hit", "tarball:hit", "registry:hit", "smolmachine:miss"]);
+    assert_eq!(plan["recipe"], ran["recipe"]);
+}
+
+#[test]
+fn force_makes_everything_again_from_its_stage_on_and_the_bytes_are_the_same() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let _image = busybox_project(&cellar);
+    let first = cellar.json(["build-agent"]);
+    for (stage, expected) in [
+        ("smolmachine", ["image:hit", "tarball:hit", "registry:hit", "smolmachine:miss"]),
+        ("registry", ["image:hit", "tarball:hit", "registry:miss", "smolmachine:miss"]),
+        ("tarball", ["image:hit", "tarball:miss", "registry:miss", "smolmachine:miss"]),
+    ] {
+        let forced = cellar.json(["build-agent", &format!("--force={stage}")]);
+        assert_eq!(statuses(&forced), expected);
+        assert_eq!((&forced["artifact"], &forced["sha256"]), (&first["artifact"], &first["sha256"]));
+    }
+    // Without the engine's cache: the image is another one, if its builder
+    // notes the time, but it is whole.
+    let forced = cellar.json(["build-agent", "--force"]);
+    assert_eq!(statuses(&forced), ["image:miss", "tarball:miss", "registry:miss", "smolmachine:miss"]);
+    assert_eq!(statuses(&cellar.json(["build-agent"])), ALL_HIT);
+    cellar.assert_sound();
+}
+
+#[test]
+fn a_tarball_that_is_forced_heals_a_layer_that_is_damaged() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let _image = busybox_project(&cellar);
+    cellar.json(["build-agent"]);
+    let blobs = cellar.stored().into_iter().filter(|path| path.starts_with(cellar.cache().join("blobs-v1")));
+    let layer = blobs.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    damage(&layer);
+    let healed = cellar.run(["build-agent", "--force=tarball"]);
+    assert_eq!(healed.code, 0, "{healed:?}");
+    assert!(healed.stderr.contains("quarantined and is replaced"), "{healed:?}");
+    cellar.assert_sound();
+}
+
+/// Flips a bit in the middle, and leaves the size as it is.
+fn damage(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn runs_are_counted_and_artifacts_can_be_looked_at() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let _image = busybox_project(&cellar);
+    let built = cellar.json(["build-agent"]);
+    cellar.json(["build-agent"]);
+    let stats = cellar.run(["cache", "stats", "--format", "json"]);
+    let total: Value = serde_json::from_str(stats.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!((&total["by"], &total["hits"], &total["misses"]), (&"total".into(), &4.into(), &4.into()));
+    assert!(total["written_bytes"].as_u64() > built["size"].as_u64(), "{total}");
+    let seen = cellar.json(["cache", "inspect", "small"]);
+    assert_eq!((&seen["artifact"], &seen["receipt"]["sha256"]), (&built["artifact"], &built["sha256"]));
+    assert_eq!(seen["stages"].as_array().unwrap().len(), 2);
+    assert!(seen["frames"].as_u64().unwrap() > 1 && seen["held_by"] == serde_json::json!([]), "{seen}");
+    // A use is noted, and costs no write of the receipt.
+    let listed = cellar.json(["cache", "ls"]);
+    assert_eq!((&listed["agent"], &listed["pinned"]), (&"small".into(), &false.into()));
+}
