@@ -233,7 +233,7 @@ impl<R: Skip> TarReader<R> {
     }
 }
 
-/// The path (as [`show`] has it) and the size in bytes of the first entry of a
+/// The path (as messages have it) and the size in bytes of the first entry of a
 /// tar; `None` at its end.
 ///
 /// # Errors
