@@ -42,6 +42,8 @@ impl Run<'_> {
 
     /// The receipt is whole, and stays: it says what is to be taken in again.
     fn named_blobs(&self, path: &Path, image: &Digest, stage: &str) {
+        // Half of what is being collected would look damaged.
+        let Ok(_in_use) = self.store.lock_use(&image.hex(), self.reporter) else { return };
         let Ok(Some(receipt)) = self.store.stage_receipt(image, stage) else { return };
         let lost = receipt.blobs.iter().find(|blob| !self.store.blobs().has(&blob.digest, blob.size));
         if let Some(blob) = lost {
@@ -52,6 +54,10 @@ impl Run<'_> {
     }
 
     fn strange(&self, path: &Path, ours: bool) {
+        // Collected, or finished, since it was listed.
+        if std::fs::symlink_metadata(path).is_err() {
+            return;
+        }
         let problem = "its name is none that cache-layout.md knows".to_owned();
         // Version 1 of everything: what says more is a newer one's.
         let newer = matches!(fsio::read_sealed::<Value>(path, 1).map_err(of_error), Err(Verdict::Newer));

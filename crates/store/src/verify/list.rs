@@ -119,7 +119,7 @@ impl Listing {
         self.strange.extend(others.map(|path| (path, false)));
         for shard in list(&bucket.join("sha256"))? {
             let name = name_of(&shard);
-            let is_shard = shard.is_dir() && name.len() == 2 && is_hex(name);
+            let is_shard = !is_no_folder(&shard) && name.len() == 2 && is_hex(name);
             if !is_shard {
                 self.strange.push((shard, true));
                 continue;
@@ -136,7 +136,7 @@ impl Listing {
 
     fn images(&mut self, store: &Store) -> Result<()> {
         for dir in list(&store.bucket_dir(Bucket::Images))? {
-            let Some(image) = hex_name(&dir).filter(|_| dir.is_dir()) else {
+            let Some(image) = hex_name(&dir).filter(|_| !is_no_folder(&dir)) else {
                 self.strange.push((dir, true));
                 continue;
             };
@@ -155,7 +155,7 @@ impl Listing {
 
     fn machines(&mut self, store: &Store) -> Result<()> {
         for dir in list(&store.bucket_dir(Bucket::Machines))? {
-            let Some(image) = hex_name(&dir).filter(|_| dir.is_dir()) else {
+            let Some(image) = hex_name(&dir).filter(|_| !is_no_folder(&dir)) else {
                 self.strange.push((dir, true));
                 continue;
             };
@@ -183,6 +183,12 @@ impl Listing {
         }
         Ok(())
     }
+}
+
+/// Whether something else than a folder is there. A folder that is gone was
+/// collected when it was empty, and may be back by now.
+pub(super) fn is_no_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir())
 }
 
 fn name_of(path: &Path) -> &str {
