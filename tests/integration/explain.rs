@@ -208,3 +208,88 @@ fn runs_are_counted_and_artifacts_can_be_looked_at() {
     let listed = cellar.json(["cache", "ls"]);
     assert_eq!((&listed["agent"], &listed["pinned"]), (&"small".into(), &false.into()));
 }
+
+/// A project that copies all of its context onto a base of the test's own.
+fn on_base(cellar: &Cellar, base: &str) {
+    cellar.write("smolcellar.toml", "[agent.based]\ncontext = \"ctx\"\n");
+    cellar.write("ctx/Dockerfile", &format!("FROM {base}\nCOPY . /\n"));
+    cellar.write("ctx/data", &format!("{}", std::process::id()));
+}
+
+/// An image of one file, under a name that is removed with it.
+struct Base(String);
+
+impl Base {
+    fn new(cellar: &Cellar, name: &str, text: &str) -> Self {
+        let folder = format!("base-{text}");
+        cellar.write(&format!("{folder}/Dockerfile"), "FROM scratch\nCOPY base /\n");
+        cellar.write(&format!("{folder}/base"), text);
+        let context = cellar.project().join(folder);
+        docker(&["build", "--quiet", "--tag", name, context.to_str().unwrap()]);
+        Self(name.to_owned())
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        docker(&["rmi", "--force", &self.0]);
+    }
+}
+
+#[test]
+fn a_base_image_that_moves_is_another_input_even_while_the_engine_builds() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let cellar = Cellar::new();
+    let unique = format!("smolcellar-test-base-{}", std::process::id());
+    let name = format!("{unique}:latest");
+    let (one, two) = (
+        Base::new(&cellar, &format!("{unique}:1"), "one"),
+        Base::new(&cellar, &format!("{unique}:2"), "two"),
+    );
+    docker(&["tag", &one.0, &name]);
+    let _name = Base(name.clone());
+    on_base(&cellar, &name);
+    let real = smolcellar_tests::needs::which("docker").unwrap();
+    // Whoever moves the name does it after we looked and before the engine does.
+    let script = format!(
+        "[ \"$1\" != build ] || {docker} tag {} {name}\nexec {docker} \"$@\"",
+        two.0,
+        docker = real.display()
+    );
+    fake_docker(&cellar.path("bin"), &script);
+    let moving = cellar.path("bin/docker");
+    let of_two = cellar.json(["--engine", moving.to_str().unwrap(), "build-agent"]);
+    docker(&["tag", &one.0, &name]);
+    let of_one = cellar.json(["build-agent", "--explain"]);
+    assert_ne!(of_two["image_id"], of_one["image_id"]);
+    assert_eq!(statuses(&cellar.json(["build-agent"])), ALL_HIT);
+    docker(&["tag", &two.0, &name]);
+    let again = cellar.json(["build-agent", "--explain"]);
+    assert_eq!(again["image_id"], of_two["image_id"]);
+}
+
+#[test]
+fn an_ignore_file_that_only_some_builders_follow_hides_no_change() {
+    if !have(&NEEDS) {
+        return;
+    }
+    for buildkit in ["false", "0", ""] {
+        let cellar = Cellar::new();
+        on_base(&cellar, "scratch");
+        cellar.write("ctx/Dockerfile.dockerignore", "data\n");
+        let build = || {
+            let mut command = cellar.command(["build-agent", "--format", "json"]);
+            let ran =
+                smolcellar_tests::cellar::ran(command.env("DOCKER_BUILDKIT", buildkit).output().unwrap());
+            assert_eq!(ran.code, 0, "{ran:?}");
+            serde_json::from_str::<Value>(&ran.stdout).unwrap()
+        };
+        let first = build();
+        cellar.write("ctx/data", "edited\n");
+        let second = build();
+        // The builder here is the one that sends it.
+        assert_ne!(first["image_id"], second["image_id"], "DOCKER_BUILDKIT={buildkit}");
+    }
+}

@@ -90,11 +90,21 @@ fn the_way_from_an_archive_to_a_verified_cache() {
     check(&cellar, "build-hit", &build);
     check(&cellar, "cache-ls", &["cache", "ls"]);
     check(&cellar, "cache-verify", &["cache", "verify"]);
+    check(&cellar, "plan-changed", &["build-agent", "--archive", "../image.tar", "--plan"]);
+    check(&cellar, "cache-why", &["cache", "why", "image"]);
+    check(&cellar, "cache-stats", &["cache", "stats"]);
+    check(&cellar, "cache-pin", &["cache", "pin", "image"]);
+    check(&cellar, "cache-rm-pinned", &["cache", "rm", "image"]);
+    check(&cellar, "cache-gc-roots", &["cache", "gc", "--roots"]);
+    check(&cellar, "cache-unpin", &["cache", "unpin", "image"]);
+    check(&cellar, "cache-gc-dry-run", &["cache", "gc", "--all", "--dry-run"]);
+    check(&cellar, "cache-gc-nobody", &["cache", "gc", "--all"]);
     let artifact = cellar.json(["cache", "ls"])["artifact"].as_str().unwrap().to_owned();
     fs::set_permissions(&artifact, fs::Permissions::from_mode(0o644)).unwrap();
     fs::OpenOptions::new().append(true).open(&artifact).unwrap().write_all(b"x").unwrap();
     check(&cellar, "cache-verify-damaged", &["cache", "verify", "--keep"]);
     check(&cellar, "build-damaged", &build);
+    check(&cellar, "cache-gc-all", &["cache", "gc", "--all", "--yes"]);
 }
 
 #[test]

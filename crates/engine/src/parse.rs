@@ -33,7 +33,15 @@ struct Inspected {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn image_info(json: &str) -> Result<ImageInfo, String> {
-    let inspected: Inspected = serde_json::from_str(json.trim()).map_err(|error| error.to_string())?;
+    // Podman answers with a list of one, whatever it is asked for.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Answer {
+        One(Inspected),
+        List([Inspected; 1]),
+    }
+    let answer = serde_json::from_str(json.trim()).map_err(|error| error.to_string())?;
+    let (Answer::One(inspected) | Answer::List([inspected])) = answer;
     let id = image_id(&inspected.id)?;
     Ok(ImageInfo { id, id_is_config: inspected.descriptor.is_none_or(|d| d.is_null()), size: inspected.size })
 }
@@ -199,6 +207,15 @@ mod tests {
     use super::*;
 
     const ID: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn podmans_list_of_one_is_understood_and_longer_ones_are_not() {
+        let id = "a".repeat(64);
+        let one = format!("{{\"Id\":\"{id}\",\"Size\":7}}");
+        let info = image_info(&format!("[{one}]")).unwrap();
+        assert_eq!((info.id.hex(), info.size, info.id_is_config), (id, 7, true));
+        assert!(image_info("[]").is_err() && image_info(&format!("[{one},{one}]")).is_err());
+    }
 
     #[test]
     fn the_classic_store_and_the_containerd_store_are_told_apart() {

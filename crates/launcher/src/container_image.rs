@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smolcellar_engine::{Engine, EngineError};
 use smolcellar_run::{Cancel, Limits};
@@ -54,7 +54,7 @@ fn import(
     name: &str,
     cancel: &dyn Cancel,
 ) -> Result<()> {
-    remove_unused(engine, store);
+    remove_unused(engine, store, Duration::from_secs(60));
     let manifest = smolcellar_pack::read(&artifact.path)?.manifest;
     let architecture = manifest.platform.split('/').nth(1).unwrap_or_default();
     let program = idle::program(architecture).ok_or(LaunchError::NoTool(
@@ -91,12 +91,14 @@ pub(crate) fn tar_entry(path: &str, contents: &[u8], mode: u32) -> io::Result<Ve
 
 /// Removes the images of this store's artifacts that it no longer has. Tidying:
 /// what cannot be removed now may be the next time.
-pub(crate) fn remove_unused(engine: &Engine, store: &Store) {
+pub(crate) fn remove_unused(engine: &Engine, store: &Store, within: Duration) {
+    let until = Instant::now() + within;
+    let limits = || Limits::within(until.saturating_duration_since(Instant::now()));
     let ours = format!("{STORE}={}", store_label(store));
-    for image in engine.images_labelled(&ours, QUERY).unwrap_or_default() {
-        let key = engine.image_label(&image, KEY, QUERY).ok().flatten();
+    for image in engine.images_labelled(&ours, limits()).unwrap_or_default() {
+        let key = engine.image_label(&image, KEY, limits()).ok().flatten();
         if key.is_some_and(|key| !has(store, &key)) {
-            let _ = engine.remove_image(&image, QUERY);
+            let _ = engine.remove_image(&image, limits());
         }
     }
 }

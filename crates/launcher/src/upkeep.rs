@@ -11,9 +11,6 @@ use crate::container_image;
 use crate::error::Result;
 use crate::record::{LaunchRecord, is_here};
 
-/// How long smolvm has to remove what it extracted.
-const PRUNE: Duration = Duration::from_secs(60);
-
 impl Launcher<'_> {
     /// Ends the leases whose launcher and whose guest are both proved gone, and
     /// takes down what else those launches had; how many. A guest that is
@@ -49,10 +46,10 @@ impl Launcher<'_> {
 
     /// Removes what smolvm and the container engine keep of artifacts that are
     /// gone, known by their SHA-256: extractions that no machine uses, by
-    /// smolvm's own command, and images. What cannot be removed now is no harm:
-    /// a warning says so.
-    pub fn tidy(&self, gone: &BTreeSet<Digest>) {
-        let limits = Limits { timeout: Some(PRUNE), cancel: self.interrupt };
+    /// smolvm's own command, and images. Each of the two has `within`. What cannot
+    /// be removed now is no harm: a warning says so.
+    pub fn tidy(&self, gone: &BTreeSet<Digest>, within: Duration) {
+        let limits = Limits { timeout: Some(within), cancel: self.interrupt };
         if let Some(smolvm) = &self.tools.smolvm {
             let wanted = |copy: &smolcellar_smolvm::Extraction| {
                 copy.artifact.is_some_and(|artifact| gone.contains(&artifact))
@@ -63,7 +60,7 @@ impl Launcher<'_> {
             }
         }
         if let Some(engine) = &self.tools.engine {
-            container_image::remove_unused(engine, self.store);
+            container_image::remove_unused(engine, self.store, within);
         }
     }
 }

@@ -15,6 +15,10 @@ use smolcellar_store::{Digest, Hasher};
 
 /// More files than this are not compared; the engine is asked instead.
 const FILES: usize = 50_000;
+/// The longest list of them, in bytes: half of what a file of the store may have.
+const LIST: usize = 8 << 20;
+/// What a file takes in that list beside its path, in bytes.
+const LINE: usize = 110;
 /// The largest Dockerfile that is read, in bytes.
 const DOCKERFILE: u64 = 4 << 20;
 
@@ -59,13 +63,11 @@ impl BuildFacts {
         facts
     }
 
-    /// Whether the files are still what they were when this was gathered: a
-    /// build in between saw just these.
-    pub(crate) fn still_hold(&self, spec: &BuildSpec) -> bool {
-        let Some(context) = &self.context else { return false };
-        let mut now = Self { context: None, unseen: Vec::new(), ..self.clone() };
-        now.list(spec, Some(context))
-            && now.context.is_some_and(|now| now.fingerprint() == context.fingerprint())
+    /// Whether all of it is still what it was when this was gathered: a build in
+    /// between saw just this.
+    pub(crate) fn still_hold(&self, spec: &BuildSpec, engine: &Engine) -> bool {
+        let seen = self.fingerprint();
+        seen.is_some() && Self::gather(spec, engine, Some(self)).fingerprint() == seen
     }
 
     /// The digest of all of it; `None` where that does not decide the image.
@@ -94,14 +96,20 @@ impl BuildFacts {
     }
 
     fn list(&mut self, spec: &BuildSpec, previous: Option<&ContextListing>) -> bool {
-        let builder = match std::env::var_os("DOCKER_BUILDKIT").is_some_and(|value| value == "0") {
-            true => Builder::Classic,
-            false => Builder::BuildKit,
+        let builder = match buildkit() {
+            Some(false) => Builder::Classic,
+            Some(true) | None => Builder::BuildKit,
         };
         let dockerfile = spec.dockerfile.as_deref();
         let asked = ContextSpec { context: &spec.context, dockerfile, builder, count_limit: FILES };
         match list(&asked, previous) {
-            Ok(Listed::All { listing, .. }) => self.context = Some(listing),
+            Ok(Listed::All { listing, .. }) => {
+                let size: usize = listing.files.keys().map(|path| path.as_bytes().len() + LINE).sum();
+                match size <= LIST {
+                    true => self.context = Some(listing),
+                    false => self.unseen.push("the list of the build context's files is too long".into()),
+                }
+            }
             Ok(Listed::TooMany { count_limit }) => {
                 self.unseen.push(format!("the build context has more than {count_limit} files"));
             }
@@ -131,15 +139,11 @@ fn ambiguous(spec: &BuildSpec, engine: &Engine) -> Option<String> {
     let dockerfile = spec.dockerfile.clone().unwrap_or_else(|| spec.context.join("Dockerfile"));
     let mut own_ignore = dockerfile.into_os_string();
     own_ignore.push(".dockerignore");
-    let files = match engine.kind() {
-        Kind::Docker if std::env::var_os("DOCKER_BUILDKIT").is_some_and(|value| !value.is_empty()) => vec![],
-        Kind::Docker => vec![PathBuf::from(own_ignore)],
-        Kind::Podman => vec![
-            PathBuf::from(own_ignore),
-            spec.context.join(".containerignore"),
-            spec.context.join("Containerfile"),
-        ],
-    };
+    // Podman's, and Podman may be called docker.
+    let mut files = vec![spec.context.join(".containerignore"), spec.context.join("Containerfile")];
+    if engine.kind() == Kind::Podman || buildkit().is_none() {
+        files.push(PathBuf::from(own_ignore));
+    }
     let there = files.into_iter().find(|file| file.exists())?;
     Some(format!("{} is followed by some builders only", there.display()))
 }
@@ -149,6 +153,16 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(DOCKERFILE).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Whether Docker builds with BuildKit, where its variable says so; it reads
+/// that as Go's `strconv.ParseBool` does.
+fn buildkit() -> Option<bool> {
+    match std::env::var("DOCKER_BUILDKIT").ok()?.as_str() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// What else decides how an engine builds.
@@ -238,7 +252,9 @@ mod tests {
         let spec = BuildSpec { context: dir.into(), ..BuildSpec::default() };
         put(dir, ".containerignore", "");
         assert!(BuildFacts::gather(&spec, &engine("podman"), None).fingerprint().is_none());
-        assert!(gather(dir, |_| {}).fingerprint().is_some(), "Docker does not know it");
+        assert!(gather(dir, |_| {}).fingerprint().is_none(), "Podman may be called docker");
+        std::fs::remove_file(dir.join(".containerignore")).unwrap();
+        assert!(gather(dir, |_| {}).fingerprint().is_some());
         put(dir, "Dockerfile.dockerignore", "");
         assert!(gather(dir, |_| {}).fingerprint().is_none());
         assert!(gather(&dir.join("missing"), |_| {}).fingerprint().is_none());
@@ -252,8 +268,8 @@ mod tests {
         put(dir, "a", "1");
         let spec = BuildSpec { context: dir.into(), ..BuildSpec::default() };
         let facts = BuildFacts::gather(&spec, &engine("docker"), None);
-        assert!(facts.still_hold(&spec));
+        assert!(facts.still_hold(&spec, &engine("docker")));
         put(dir, "a", "2");
-        assert!(!facts.still_hold(&spec));
+        assert!(!facts.still_hold(&spec, &engine("docker")));
     }
 }

@@ -84,7 +84,6 @@ pub fn plan(
     let recipe = inputs.as_ref().map(machine::recipe);
     let (id, why) = image(store, engine, agent, last.as_ref())?;
     let mut planner = Planner { store, last: last.as_ref(), stages: Vec::new() };
-    planner.add(StageName::Image, if id.is_some() { Expect::Hit } else { Expect::Run }, why);
     let artifact = match (id, recipe) {
         (Some(id), Some(recipe)) => match store.machine(&MachineKey { image: id.0, recipe }, false)? {
             Lookup::Hit(machine) => Some(machine.path),
@@ -92,6 +91,16 @@ pub fn plan(
         },
         _ => None,
     };
+    // What was built before may be neither in the store nor in the engine any more.
+    let lost = |id| matches!(agent.source, Source::Build { .. }) && !tarball::is_whole(store, id);
+    match id {
+        Some(id) if artifact.is_none() && lost(id) => {
+            let why = vec![InputChange::said("cache", "the image is not in the cache any more")];
+            planner.add(StageName::Image, Expect::Run, why);
+        }
+        Some(_) => planner.add(StageName::Image, Expect::Hit, why),
+        None => planner.add(StageName::Image, Expect::Run, why),
+    }
     match (id, &artifact) {
         (Some(id), Some(_)) => planner.there(id),
         (id, _) => planner.missing(id, inputs.as_ref()),

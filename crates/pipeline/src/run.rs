@@ -291,8 +291,8 @@ impl Run<'_> {
         let key = machine.receipt.key();
         pointer::remember_built(store, &agent.project, &agent.name, &key);
         if let (true, Source::Build { build, .. }, Some(facts)) = (asked, &agent.source, &self.facts)
-            && let Some(seen) = facts.fingerprint()
-            && facts.still_hold(build)
+            && let (Some(seen), Some(engine)) = (facts.fingerprint(), self.context.engine)
+            && facts.still_hold(build, engine)
         {
             pointer::remember_seen(store, &seen, id);
         }

@@ -176,6 +176,9 @@ pub fn write_sealed<T: Serialize>(temp_dir: &Path, dest: &Path, value: &T) -> Re
     if let Err(newer @ StoreError::Newer { .. }) = read_sealed::<Value>(dest, schema) {
         return Err(newer);
     }
+    if text.len() as u64 > MAX_JSON {
+        return Err(damaged(dest, format!("it would be larger than the {MAX_JSON} bytes that are read")));
+    }
     write_atomic(temp_dir, dest, &text)
 }
 

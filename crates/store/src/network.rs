@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Kinds of file systems, as `/proc/self/mountinfo` names them, that other
 /// machines may write to at the same time.
-const NETWORK: [&str; 19] = [
+const NETWORK: [&str; 23] = [
     "9p",
     "afs",
     "beegfs",
@@ -23,9 +23,13 @@ const NETWORK: [&str; 19] = [
     "nfs4",
     "ocfs2",
     "orangefs",
+    "prl_fs",
     "pvfs2",
     "smb3",
     "smbfs",
+    "vboxsf",
+    "virtiofs",
+    "vmhgfs",
 ];
 
 /// Kinds of FUSE file systems that are of this machine alone. Any other may be
@@ -102,7 +106,7 @@ mod tests {
         assert_eq!(kind("/home/me/a b/c"), "tmpfs");
         assert_eq!(kind("/homes"), "ext4");
         assert_eq!(kind("/s/x"), "ext4", "the last one hides those below");
-        let refused = ["nfs", "nfs4", "cifs", "9p", "fuse.sshfs", "fuse.unheard-of", "fuse"];
+        let refused = ["nfs", "nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "fuse.unheard-of", "fuse"];
         assert!(refused.into_iter().all(is_network));
         assert!(
             !["ext4", "xfs", "tmpfs", "overlay", "btrfs", "zfs", "fuse.fuse-overlayfs", "fuseblk"]

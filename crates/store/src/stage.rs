@@ -50,7 +50,7 @@ impl StageReceipt {
 
     /// The sum of the sizes of its blobs.
     pub fn bytes(&self) -> u64 {
-        self.blobs.iter().map(|blob| blob.size).sum()
+        self.blobs.iter().fold(0, |sum, blob| sum.saturating_add(blob.size))
     }
 }
 

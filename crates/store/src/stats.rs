@@ -76,9 +76,9 @@ impl Store {
     pub fn runs(&self, since: u64) -> Result<Vec<RunStat>> {
         let mut runs = Vec::new();
         for path in list(&self.bucket_dir(Bucket::Stats))? {
-            if period_of(&path).is_none_or(|period| (period + 1) * PERIOD <= since) {
+            let Some(period) = period_of(&path).filter(|period| (period + 1) * PERIOD > since) else {
                 continue;
-            }
+            };
             let mut reader = BufReader::new(fsio::open(&path)?);
             loop {
                 let mut line = Vec::new();
@@ -86,7 +86,11 @@ impl Store {
                 if read.map_err(StoreError::io("read", &path))? == 0 {
                     break;
                 }
-                runs.extend(serde_json::from_slice::<RunStat>(&line).ok().filter(|run| run.at >= since));
+                runs.extend(
+                    serde_json::from_slice::<RunStat>(&line)
+                        .ok()
+                        .filter(|run| run.at >= since && run.at / PERIOD == period),
+                );
             }
         }
         runs.sort_by_key(|run| run.at);
@@ -143,6 +147,8 @@ mod tests {
         }
         let mut file = fsio::append(&store.stats_path(3)).unwrap();
         file.write_all(b"{\"at\": 1, \"ag\n\xff\xfe\n").unwrap();
+        let far = serde_json::to_vec(&run(u64::MAX)).unwrap();
+        file.write_all(&[far, b"\n".to_vec()].concat()).unwrap();
         file.write_all(&vec![b'x'; 3 * LONGEST as usize]).unwrap();
         file.write_all(b"\n").unwrap();
         store.note_run(&run(PERIOD * 3 + 9));

@@ -58,17 +58,13 @@ pub enum Blind {
 
 impl fmt::Display for Blind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What a Dockerfile says may hold anything.
-        let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(100).collect::<String>();
+        // By the line only: an address may hold credentials, a variable anything,
+        // and this is kept and shown.
         match self {
             Self::Syntax { line } => write!(f, "line {line} asks for a Dockerfile syntax of its own"),
-            Self::UnresolvedImage { line, image } => {
-                write!(f, "the image of line {line}, {}, depends on a variable", shown(image))
-            }
+            Self::UnresolvedImage { line, .. } => write!(f, "the image of line {line} depends on a variable"),
             Self::Platform { line } => write!(f, "the image of line {line} is for a platform of its own"),
-            Self::Remote { line, source } => {
-                write!(f, "line {line} adds {} from the network", shown(source))
-            }
+            Self::Remote { line, .. } => write!(f, "line {line} adds something from the network"),
             Self::Variable { line, instruction } => {
                 write!(f, "the {instruction} of line {line} depends on a variable")
             }
@@ -214,7 +210,9 @@ fn flag_end(text: &str) -> usize {
 /// Whether builders take a source of `ADD` for something of the network.
 fn is_remote(source: &str) -> bool {
     let source = source.trim_matches(['"', '\'']).to_lowercase();
-    source.contains("://") || source.starts_with("git@") || source.starts_with("github.com/")
+    // `user@host:path` is git by SSH, or looks like it.
+    let ssh = source.split_once('@').is_some_and(|(user, host)| !user.contains('/') && host.contains(':'));
+    source.contains("://") || ssh || source.starts_with("github.com/")
 }
 
 #[cfg(test)]
@@ -253,13 +251,14 @@ mod tests {
         for (text, expected) in [
             ("# syntax=docker/dockerfile:1\nFROM a", "line 1 asks for a Dockerfile syntax of its own"),
             ("#!/x\n#SYNTAX = a", "line 2 asks for a Dockerfile syntax of its own"),
-            ("FROM a:${V}", "the image of line 1, a:${V}, depends on a variable"),
-            ("\nFROM a\nCOPY --from=$X b c", "the image of line 3, $X, depends on a variable"),
-            ("FROM a\nRUN --mount=from=a$X,target=/b c", "the image of line 2, a$X, depends on a variable"),
+            ("FROM a:${V}", "the image of line 1 depends on a variable"),
+            ("\nFROM a\nCOPY --from=$X b c", "the image of line 3 depends on a variable"),
+            ("FROM a\nRUN --mount=from=a$X,target=/b c", "the image of line 2 depends on a variable"),
             ("FROM --platform=$BUILDPLATFORM a", "the image of line 1 is for a platform of its own"),
-            ("ADD --checksum=x \\\n HTTPS://a/b /c", "line 1 adds HTTPS://a/b from the network"),
-            ("ADD [\"x\", \"git@a:b.git\", \"/\"]", "line 1 adds git@a:b.git from the network"),
-            ("ONBUILD ADD git://a /b", "line 1 adds git://a from the network"),
+            ("ADD --checksum=x \\\n HTTPS://a/b /c", "line 1 adds something from the network"),
+            ("ADD [\"x\", \"git@a:b.git\", \"/\"]", "line 1 adds something from the network"),
+            ("ONBUILD ADD git://a /b", "line 1 adds something from the network"),
+            ("ADD me:SECRET@host:path /b", "line 1 adds something from the network"),
             ("copy a $B", "the COPY of line 1 depends on a variable"),
             ("RUN a \\\\\nCMD", "line 1 is read differently by different builders"),
         ] {

@@ -40,7 +40,7 @@ pub struct Spared {
 }
 
 /// What came of a plan.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Collected {
     /// What is gone.
     pub removed: Vec<Entry>,
@@ -48,7 +48,10 @@ pub struct Collected {
     pub freed: u64,
     /// What stayed, being used meanwhile.
     pub spared: Vec<Spared>,
-    /// Whether there was no time for all of it.
+    /// What could not be removed, and why; `None` is the blobs that no receipt
+    /// names.
+    pub failed: Vec<(Option<Entry>, StoreError)>,
+    /// Whether there was no time for all of it, or somebody was busy with blobs.
     pub cut_short: bool,
 }
 
@@ -95,51 +98,43 @@ impl Store {
 }
 
 impl Collector<'_> {
-    /// Carries out a plan, until `deadline` if there is one.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::GaveUp`] when the reporter does. What
-    /// was removed by then is gone, and the store is whole.
-    pub fn carry_out(
-        &self,
-        plan: &Plan,
-        deadline: Option<Instant>,
-        reporter: &dyn Reporter,
-    ) -> Result<Collected> {
+    /// Carries out a plan, until `deadline` if there is one, or until the reporter
+    /// gives up. What cannot be removed keeps nothing else from going.
+    pub fn carry_out(&self, plan: &Plan, deadline: Option<Instant>, reporter: &dyn Reporter) -> Collected {
         let mut done = Collected::default();
         let mut blobs = false;
         for removal in &plan.remove {
-            if reporter.gives_up() {
-                return Err(StoreError::GaveUp { key: "gc".into() });
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if reporter.gives_up() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 done.cut_short = true;
                 break;
             }
-            let result = match &removal.entry {
-                Entry::Machine(key) => self.remove_machine(key)?,
-                Entry::Image(image) => self.remove_image(image)?,
-                Entry::Loose(LooseKind::LeftOver(key), path) => self.remove_left_over(key, path)?,
-                Entry::Loose(LooseKind::Quarantined, path) => Ok(self.throw_away(&[path])?),
-                Entry::Blob(_) => Ok(0),
+            let entry = removal.entry.clone();
+            blobs |= matches!(entry, Entry::Blob(_) | Entry::Image(_));
+            let result = match &entry {
+                Entry::Machine(key) => self.remove_machine(key),
+                Entry::Image(image) => self.remove_image(image),
+                Entry::Loose(LooseKind::LeftOver(key), path) => self.remove_left_over(key, path),
+                Entry::Loose(LooseKind::Quarantined, path) => self.throw_away(&[path]).map(Ok),
+                // All of them at once, below.
+                Entry::Blob(_) => continue,
             };
-            blobs |= matches!(removal.entry, Entry::Blob(_) | Entry::Image(_));
-            let is_blob = matches!(removal.entry, Entry::Blob(_));
             match result {
-                Ok(freed) => {
+                Ok(Ok(freed)) => {
                     done.freed += freed;
-                    if !is_blob {
-                        done.removed.push(removal.entry.clone());
-                    }
+                    done.removed.push(entry);
                 }
-                Err(roots) => done.spared.push(Spared { entry: removal.entry.clone(), roots }),
+                Ok(Err(roots)) => done.spared.push(Spared { entry, roots }),
+                Err(error) => done.failed.push((Some(entry), error)),
             }
         }
-        if blobs && !done.cut_short {
-            self.remove_orphans(&mut done)?;
+        if blobs
+            && !done.cut_short
+            && let Err(error) = self.remove_orphans(&mut done)
+        {
+            done.failed.push((None, error));
         }
         self.note_time();
-        Ok(done)
+        done
     }
 
     /// Notes when this was: the time of the file `last-gc`. It only keeps the

@@ -120,8 +120,8 @@ pub struct Inventory {
     pub loose: Vec<Loose>,
     /// Allocated bytes of what is never collected: runtimes, leases, pointers.
     pub fixed: u64,
-    /// Receipts that cannot be read, being of a newer version: blobs that they
-    /// may name are not collected.
+    /// Receipts that cannot be read, being of a newer version or for want of a
+    /// permission, say: blobs that they may name are not collected.
     pub opaque: Vec<PathBuf>,
 }
 
@@ -204,7 +204,10 @@ impl Store {
     pub fn disk(&self) -> Result<Disk> {
         let stat = rustix::fs::statvfs(self.root())
             .map_err(|error| StoreError::io("examine the file system of", self.root())(error.into()))?;
-        Ok(Disk { total: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
+        Ok(Disk {
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        })
     }
 
     fn take_in_machines(&self, found: &mut Inventory) -> Result<()> {
@@ -256,7 +259,7 @@ impl Store {
                         found.loose.push(Loose { kind, path, allocated, changed });
                     }
                 }
-                Seen::Newer(path) => {
+                Seen::Opaque(path) => {
                     found.fixed += paths.iter().map(|path| allocated_tree(path)).sum::<u64>();
                     found.opaque.push(path);
                 }
@@ -270,10 +273,11 @@ impl Store {
         let (Some(artifact), Some(receipt)) = (of("smolmachine"), of("json")) else { return Seen::LeftOver };
         let (agent, sha256) = match fsio::read_sealed::<ReceiptHead>(receipt, MachineReceipt::SCHEMA) {
             Ok(Some(receipt)) => (receipt.agent, Some(receipt.sha256)),
-            Err(StoreError::Newer { path, .. }) => return Seen::Newer(path),
             // Damaged: nothing trusts it, and `verify` names it. Until then it is
             // an artifact of nobody's, that goes as all others do.
-            Ok(None) | Err(_) => (String::new(), None),
+            Ok(None) | Err(StoreError::Damaged { .. }) => (String::new(), None),
+            // Newer, or it cannot be read just now: it may say anything.
+            Err(_) => return Seen::Opaque(receipt.clone()),
         };
         let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |metadata| allocated(&metadata));
         let used = of("stat").unwrap_or(artifact);
@@ -307,9 +311,10 @@ impl Store {
                 }
                 match fsio::read_sealed::<StageReceipt>(&path, StageReceipt::SCHEMA) {
                     Ok(Some(receipt)) => entry.blobs.extend(receipt.blobs.iter().map(|blob| blob.digest)),
-                    Err(StoreError::Newer { path, .. }) => opaque.push(path),
                     // Damaged: nothing trusts what it names.
-                    Ok(None) | Err(_) => {}
+                    Ok(None) | Err(StoreError::Damaged { .. }) => {}
+                    // Newer, or it cannot be read just now: it may name anything.
+                    Err(_) => opaque.push(path),
                 }
             }
             Ok(Some((entry, opaque)))
@@ -338,7 +343,7 @@ struct Folder {
 enum Seen {
     Machine { agent: String, sha256: Option<Digest>, allocated: u64, used: SystemTime, in_use: bool },
     LeftOver,
-    Newer(PathBuf),
+    Opaque(PathBuf),
 }
 
 /// The bytes that are free once the file is gone: none, if it has another name

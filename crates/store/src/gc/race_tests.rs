@@ -143,7 +143,7 @@ fn beside_builds_uses_and_leases_nothing_held_is_collected() {
             let policy = Policy { all: true, ..Policy::default() };
             while !stop.load(Ordering::Relaxed) {
                 let plan = plan(&store.inventory().unwrap(), &policy, SystemTime::now());
-                let done = store.collector(&Quiet).unwrap().carry_out(&plan, None, &Quiet).unwrap();
+                let done = store.collector(&Quiet).unwrap().carry_out(&plan, None, &Quiet);
                 removed.fetch_add(done.removed.len() as u64, Ordering::Relaxed);
             }
         });
@@ -187,7 +187,7 @@ fn what_is_held_is_spared_and_says_by_whom() {
     assert!(store.pin(&keys[3], &store.lock_use(&keys[3].lock_name(), &Quiet).unwrap()).unwrap());
     let collector = store.collector(&Quiet).unwrap();
     assert!(store.try_collector().unwrap().is_none(), "one at a time");
-    let done = collector.carry_out(&planned, None, &Quiet).unwrap();
+    let done = collector.carry_out(&planned, None, &Quiet);
     assert_eq!(done.removed, [Entry::Machine(keys[4])]);
     let spared: BTreeMap<_, _> = done.spared.into_iter().map(|spared| (spared.entry, spared.roots)).collect();
     let leased = Root::Leased { machine: "m".into() };
@@ -211,7 +211,7 @@ fn a_lease_that_cannot_be_read_holds_everything() {
     let planned = plan(&store.inventory().unwrap(), &policy, SystemTime::now());
     let lease = store.leases_dir().join("m.json");
     fsio::write_atomic(&store.scratch().unwrap(), &lease, b"{").unwrap();
-    let done = store.collector(&Quiet).unwrap().carry_out(&planned, None, &Quiet).unwrap();
+    let done = store.collector(&Quiet).unwrap().carry_out(&planned, None, &Quiet);
     assert_eq!(done.spared[0].roots, [Root::Unknown { lease: lease.clone() }]);
     assert!(is_there(&machine));
     assert!(plan(&store.inventory().unwrap(), &policy, SystemTime::now()).remove.is_empty());
@@ -241,7 +241,7 @@ fn what_a_newer_version_wrote_is_neither_removed_nor_its_blobs() {
         remove: vec![gc::Removal { entry: Entry::Blob(blob), reason: gc::Reason::Orphan, frees: 1 }],
         ..planned
     };
-    let done = store.collector(&Quiet).unwrap().carry_out(&before, None, &Quiet).unwrap();
+    let done = store.collector(&Quiet).unwrap().carry_out(&before, None, &Quiet);
     assert_eq!(done.removed, []);
     assert!(machine.path.exists() && receipt.exists() && store.blobs().has(&blob, 13));
 }
@@ -257,13 +257,54 @@ fn what_a_run_left_and_what_nobody_names_goes_and_the_rest_stays() {
     let planned = plan(&store.inventory().unwrap(), &Policy::default(), SystemTime::now());
     let collector = store.collector(&Quiet).unwrap();
     // While somebody publishes, blobs are left alone.
-    let done = collector.carry_out(&planned, None, &Quiet).unwrap();
+    let done = collector.carry_out(&planned, None, &Quiet);
     assert!(done.cut_short && store.blobs().has(&orphan, 6));
     drop(publishing);
     let planned = plan(&store.inventory().unwrap(), &Policy::default(), SystemTime::now());
-    let done = collector.carry_out(&planned, None, &Quiet).unwrap();
+    let done = collector.carry_out(&planned, None, &Quiet);
     assert_eq!(done.removed, [Entry::Blob(orphan)]);
     assert!(!cut_off.path.exists() && is_there(&whole));
     assert_eq!(std::fs::read_dir(store.trash_dir()).unwrap().count(), 0);
     assert_eq!(done.freed, planned.frees());
+}
+
+#[test]
+fn a_receipt_that_cannot_be_read_may_name_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let publishing = store.publishing(&Quiet).unwrap();
+    let blob = store.blobs().put(b"perhaps named", &publishing).unwrap();
+    drop(publishing);
+    // To root no permission is missing: a folder in its place cannot be read either.
+    let image = store.bucket_dir(Bucket::Images).join(Digest::of(b"i").hex());
+    std::fs::create_dir_all(image.join("tarball.json")).unwrap();
+    let machine = build(&store, 1);
+    let receipt = machine.path.with_extension("json");
+    std::fs::remove_file(&receipt).unwrap();
+    std::fs::create_dir(&receipt).unwrap();
+    let policy = Policy { all: true, ..Policy::default() };
+    let planned = plan(&store.inventory().unwrap(), &policy, SystemTime::now());
+    assert_eq!(planned.remove, []);
+    store.collector(&Quiet).unwrap().carry_out(&planned, None, &Quiet);
+    assert!(store.blobs().has(&blob, 13) && machine.path.exists());
+}
+
+#[test]
+fn what_cannot_be_removed_keeps_nothing_else_from_going() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let (first, second) = (build(&store, 1), build(&store, 2));
+    let policy = Policy { all: true, ..Policy::default() };
+    let planned = plan(&store.inventory().unwrap(), &policy, SystemTime::now());
+    assert_eq!(planned.remove.len(), 2);
+    // A folder where the lock file of one of them should be: no lock, no removal.
+    let key = first.receipt.key();
+    let lock = store.lock_path("build", &key.lock_name());
+    let _ = std::fs::remove_file(&lock);
+    std::fs::create_dir(&lock).unwrap();
+    let done = store.collector(&Quiet).unwrap().carry_out(&planned, None, &Quiet);
+    assert_eq!(done.removed, [Entry::Machine(second.receipt.key())]);
+    assert_eq!(done.failed.len(), 1);
+    assert_eq!(done.failed[0].0, Some(Entry::Machine(key)));
+    assert!(is_there(&first) && !store.gc_is_due(Duration::from_secs(60)));
 }

@@ -23,6 +23,8 @@ use crate::session::Session;
 const INTERVAL: Duration = Duration::from_secs(86_400);
 /// How long that may take; what is left goes another day.
 const BOUND: Duration = Duration::from_secs(10);
+/// How long others have to remove what they keep of what was removed.
+pub(super) const TIDY: Duration = Duration::from_secs(60);
 /// How often a plan is made again because something of it was in use.
 const ROUNDS: u32 = 3;
 /// So many rows of a long list are shown.
@@ -59,10 +61,15 @@ pub(super) fn run(session: &Session, args: &CacheGc) -> Result<u8> {
     if !args.yes && !ask::yes(&question)? {
         return Ok(exit::DECLINED);
     }
-    let mut done = collect(session, &store, &policy, None)?;
+    // What was built since the question nobody has seen, and nobody has agreed to.
+    let shown: BTreeSet<Entry> = plan.remove.iter().map(|removal| removal.entry.clone()).collect();
+    let shown = (!args.yes).then_some(&shown);
+    let signals = Signals::catch()?;
+    let reporter = Patient(session, &signals);
+    let mut done = collect(session, &store, &policy, shown, &reporter)?;
     // Blobs are busy for moments: what was left of them goes now, if it can.
-    if done.cut_short {
-        let more = collect(session, &store, &policy, None)?;
+    if done.cut_short && !reporter.gives_up() {
+        let more = collect(session, &store, &policy, shown, &reporter)?;
         done.cut_short = more.cut_short;
         add(&mut done, more);
     }
@@ -75,8 +82,20 @@ pub(super) fn run(session: &Session, args: &CacheGc) -> Result<u8> {
         let text = format!("{} stayed: {}", what(&spared.entry), by.join(", "));
         session.progress.report(Event::Warn { text: &text });
     }
+    warn_failed(session, &done);
     warn_unmet(session, &gc::plan(&store.inventory()?, &policy, SystemTime::now()));
-    Ok(exit::OK)
+    Ok(match smolcellar_launcher::Interrupt::signal(&signals) {
+        Some(signal) => 128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)),
+        None if done.failed.is_empty() => exit::OK,
+        None => exit::FAILED,
+    })
+}
+
+fn warn_failed(session: &Session, done: &Collected) {
+    for (entry, error) in &done.failed {
+        let what = entry.as_ref().map_or_else(|| "blobs".to_owned(), what);
+        session.progress.report(Event::Warn { text: &format!("{what} could not be removed: {error}") });
+    }
 }
 
 /// After a build: keeps the cache in bounds, at most once a day, without
@@ -95,13 +114,15 @@ pub(crate) fn after_build(session: &Session, store: &Store, config: Option<&Conf
         let Some(collector) = store.try_collector()? else { return Ok(None) };
         let inventory = store.inventory()?;
         let plan = gc::plan(&inventory, &policy, SystemTime::now());
-        let deadline = Some(Instant::now() + BOUND);
-        let done = collector.carry_out(&plan, deadline, &session.progress)?;
+        let done = collector.carry_out(&plan, Some(Instant::now() + BOUND), &session.progress);
         sweep_pointers(store, &collector);
         drop(collector);
-        tidy(session, store, &Digests::of(&inventory).among(&done.removed));
+        tidy(session, store, &Digests::of(&inventory).among(&done.removed), BOUND);
         Ok(Some(done))
     })();
+    if let Ok(Some(done)) = &collected {
+        warn_failed(session, done);
+    }
     match collected {
         Ok(Some(done)) if !done.removed.is_empty() => {
             let text = format!(
@@ -118,23 +139,27 @@ pub(crate) fn after_build(session: &Session, store: &Store, config: Option<&Conf
     }
 }
 
-/// Plans under the collector's lock and carries it out. What turns out to be in
-/// use is planned around.
+/// Plans under the collector's lock and carries out what of it was shown, if
+/// anything was. What turns out to be in use is planned around.
 fn collect(
     session: &Session,
     store: &Store,
     policy: &Policy,
-    deadline: Option<Instant>,
+    shown: Option<&BTreeSet<Entry>>,
+    reporter: &dyn Reporter,
 ) -> Result<Collected> {
-    let signals = Signals::catch()?;
-    let reporter = Patient(session, &signals);
-    let collector = store.collector(&reporter)?;
+    let collector = store.collector(reporter)?;
     let mut all = Collected::default();
     let mut gone = BTreeSet::new();
     for _ in 0..ROUNDS {
         let inventory = store.inventory()?;
-        let plan = gc::plan(&inventory, policy, SystemTime::now());
-        let done = collector.carry_out(&plan, deadline, &reporter)?;
+        let mut plan = gc::plan(&inventory, policy, SystemTime::now());
+        // Blobs come and go with what names them.
+        plan.remove.retain(|removal| {
+            shown.is_none_or(|shown| shown.contains(&removal.entry))
+                || matches!(removal.entry, Entry::Blob(_) | Entry::Loose(..))
+        });
+        let done = collector.carry_out(&plan, None, reporter);
         gone.extend(Digests::of(&inventory).among(&done.removed));
         let again = !done.spared.is_empty();
         add(&mut all, done);
@@ -144,7 +169,7 @@ fn collect(
     }
     sweep_pointers(store, &collector);
     drop(collector);
-    tidy(session, store, &gone);
+    tidy(session, store, &gone, TIDY);
     Ok(all)
 }
 
@@ -152,6 +177,7 @@ fn add(all: &mut Collected, done: Collected) {
     all.removed.extend(done.removed);
     all.freed += done.freed;
     all.spared = done.spared;
+    all.failed = done.failed;
     all.cut_short |= done.cut_short;
 }
 
@@ -178,12 +204,12 @@ pub(super) fn reap(session: &Session, store: &Store) {
 }
 
 /// Removes what others keep of artifacts that are gone.
-pub(super) fn tidy(session: &Session, store: &Store, gone: &BTreeSet<Digest>) {
+pub(super) fn tidy(session: &Session, store: &Store, gone: &BTreeSet<Digest>, within: Duration) {
     if gone.is_empty() {
         return;
     }
     let Ok(signals) = Signals::catch() else { return };
-    Launcher::new(session.present_tools(store), store, &session.progress, &signals).tidy(gone);
+    Launcher::new(session.present_tools(store), store, &session.progress, &signals).tidy(gone, within);
 }
 
 /// What others know artifacts by.
@@ -378,6 +404,9 @@ fn plan_json(plan: &Plan, done: Option<&Collected>) -> Value {
         json!({
             "removed": done.removed.iter().map(entry_json).collect::<Vec<_>>(),
             "freed": done.freed,
+            "failed": done.failed.iter().map(|(entry, error)| {
+                json!({ "entry": entry.as_ref().map(entry_json), "problem": error.to_string() })
+            }).collect::<Vec<_>>(),
             "spared": done.spared.iter().map(spared).collect::<Vec<_>>(),
             "cut_short": done.cut_short,
         })

@@ -43,7 +43,9 @@ fn pinned(session: &Session, store: &Store, text: &str) -> Result<MachineKey> {
     let Err(error) = found else { return found };
     let mut left = store.pins()?.into_iter().filter(|key| {
         let name = key.lock_name();
-        text.len() >= 4 && (name.starts_with(text) || key.to_string().starts_with(text))
+        let wanted = text.replace("sha256:", "").replace('/', "-");
+        let (short, long) = (key.to_string().replace('/', "-"), name);
+        wanted.len() >= 4 && (long.starts_with(&wanted) || short.starts_with(&wanted))
     });
     match (left.next(), left.next()) {
         (Some(key), None) => Ok(key),

@@ -41,6 +41,6 @@ pub(super) fn run(session: &Session, args: &Keys) -> Result<u8> {
         }
     }
     drop(collector);
-    gc::tidy(session, &store, &digests.among(&removed));
+    gc::tidy(session, &store, &digests.among(&removed), gc::TIDY);
     Ok(if held == 0 { exit::OK } else { exit::FAILED })
 }

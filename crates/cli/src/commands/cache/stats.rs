@@ -78,8 +78,8 @@ pub(super) fn run(session: &Session, args: &CacheStats) -> Result<u8> {
         &all,
     )?;
     let first = runs.first().map_or(0, |run| run.at);
-    let since = format::ago(UNIX_EPOCH + Duration::from_secs(first));
-    output::line(&format!("{} since {since}", format::count(runs.len(), "run", "runs")))?;
+    let first = format::ago(UNIX_EPOCH.checked_add(Duration::from_secs(first)).unwrap_or(UNIX_EPOCH));
+    output::line(&format!("{}, the first {first}", format::count(runs.len(), "run", "runs")))?;
     Ok(exit::OK)
 }
 
@@ -104,18 +104,18 @@ impl Sum {
     fn add(&mut self, stage: &StageStat) {
         match stage.status.as_str() {
             "hit" => {
-                self.hits += 1;
-                self.saved_millis += stage.saved_millis;
-                self.saved_bytes += stage.bytes;
+                self.hits = self.hits.saturating_add(1);
+                self.saved_millis = self.saved_millis.saturating_add(stage.saved_millis);
+                self.saved_bytes = self.saved_bytes.saturating_add(stage.bytes);
             }
             "miss" => {
-                self.misses += 1;
-                self.spent_millis += stage.millis;
-                self.written_bytes += stage.bytes;
+                self.misses = self.misses.saturating_add(1);
+                self.spent_millis = self.spent_millis.saturating_add(stage.millis);
+                self.written_bytes = self.written_bytes.saturating_add(stage.bytes);
             }
             _ => {
-                self.skipped += 1;
-                self.saved_millis += stage.saved_millis;
+                self.skipped = self.skipped.saturating_add(1);
+                self.saved_millis = self.saved_millis.saturating_add(stage.saved_millis);
             }
         }
     }
@@ -163,5 +163,18 @@ mod tests {
         assert_eq!((total.hits, total.saved_bytes), (4, 28));
         let days: Vec<_> = add_up(&runs, StatsBy::Day).0.into_iter().map(|row| row.0).collect();
         assert_eq!(days, ["1970-01-01", "1970-01-02"]);
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_have_meant_add_up_to_the_most() {
+        let stage = StageStat {
+            stage: "image".into(),
+            status: "hit".into(),
+            millis: u64::MAX,
+            saved_millis: u64::MAX,
+            bytes: u64::MAX,
+        };
+        let run = RunStat { at: 5, agent: "a".into(), stages: vec![stage.clone(), stage] };
+        assert_eq!(add_up(&[run.clone(), run], StatsBy::Agent).1.saved_millis, u64::MAX);
     }
 }
