@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use smolcellar_store::Digest;
 use smolcellar_tests::cellar::{ALL_HIT, Cellar, Ran, statuses};
 use smolcellar_tests::engine::{busybox_project, docker, fake_docker};
 use smolcellar_tests::needs::{Need, have};
@@ -209,11 +210,18 @@ fn runs_are_counted_and_artifacts_can_be_looked_at() {
     assert_eq!((&listed["agent"], &listed["pinned"]), (&"small".into(), &false.into()));
 }
 
-/// A project that copies all of its context onto a base of the test's own.
-fn on_base(cellar: &Cellar, base: &str) {
-    cellar.write("smolcellar.toml", "[agent.based]\ncontext = \"ctx\"\n");
+/// A project that copies all of its context onto a base of the test's own; its
+/// image, which is removed when dropped.
+#[must_use]
+fn on_base(cellar: &Cellar, base: &str) -> Base {
+    let tag = format!(
+        "smolcellar-test-{}:latest",
+        Digest::of(cellar.project().as_os_str().as_encoded_bytes()).short()
+    );
+    cellar.write("smolcellar.toml", &format!("[agent.based]\ncontext = \"ctx\"\nimage = \"{tag}\"\n"));
     cellar.write("ctx/Dockerfile", &format!("FROM {base}\nCOPY . /\n"));
     cellar.write("ctx/data", &format!("{}", std::process::id()));
+    Base(tag)
 }
 
 /// An image of one file, under a name that is removed with it.
@@ -250,7 +258,7 @@ fn a_base_image_that_moves_is_another_input_even_while_the_engine_builds() {
     );
     docker(&["tag", &one.0, &name]);
     let _name = Base(name.clone());
-    on_base(&cellar, &name);
+    let _image = on_base(&cellar, &name);
     let real = smolcellar_tests::needs::which("docker").unwrap();
     // Whoever moves the name does it after we looked and before the engine does.
     let script = format!(
@@ -277,7 +285,7 @@ fn an_ignore_file_that_only_some_builders_follow_hides_no_change() {
     }
     for buildkit in ["false", "0", ""] {
         let cellar = Cellar::new();
-        on_base(&cellar, "scratch");
+        let _image = on_base(&cellar, "scratch");
         cellar.write("ctx/Dockerfile.dockerignore", "data\n");
         let build = || {
             let mut command = cellar.command(["build-agent", "--format", "json"]);

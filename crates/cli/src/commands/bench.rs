@@ -4,6 +4,7 @@
 //! medians are what counts.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,7 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
     let id = bench.build(&["--progress", "quiet"])?.0;
     let image = id["image_id"].as_str().context("build-agent named no image")?.parse::<Digest>()?;
     let (mut saves, mut misses, mut stages, mut hits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut raw, mut verifies) = (Vec::new(), Vec::new());
     let mut peak = 0;
     for round in 1..=args.runs {
         say(&format!("round {round} of {}: docker save, a miss, a hit", args.runs));
@@ -57,6 +59,8 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
             bail!("the second build was no hit");
         }
         hits.push(measured.wall);
+        raw.push(bench.hash_all()?);
+        verifies.push(bench.verify()?);
     }
     say(&format!("upkeep of {ENTRIES} artifacts"));
     let many = ManyEntries::new(&dir)?;
@@ -72,6 +76,7 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
     }
     let (list, usage, plan) = (median(lists), median(usages), median(plans));
     let (no_op, idle) = (median(no_ops), median(idle));
+    let (raw, verify) = (median(raw), median(verifies));
     say("launches, with a stand-in for smolvm");
     let artifact = bench.build(&["--progress", "quiet"])?.0["artifact"].as_str().map(PathBuf::from);
     let artifact = artifact.context("build-agent named no artifact")?;
@@ -98,6 +103,8 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         "miss_over_docker_save": ratio(miss, save),
         "miss_without_docker_build_over_docker_save": ratio(work, save),
         "hit_seconds": hit.as_secs_f64(),
+        "verify_seconds": verify.as_secs_f64(),
+        "verify_rate_over_sha256": ratio(raw, verify),
         "cache_ls_10000_seconds": list.as_secs_f64(),
         "cache_du_10000_seconds": usage.as_secs_f64(),
         "cache_gc_dry_run_10000_seconds": plan.as_secs_f64(),
@@ -121,6 +128,11 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         row("  the same, docker build apart", format!("{:.2}", ratio(work, save)), "1.5"),
         row("build-agent, a hit, all of it", millis(hit), "50 ms"),
         row("peak memory of a miss", format::bytes(peak), "128 MiB"),
+        row(
+            "cache verify, its rate over SHA-256 of the same on all cores",
+            format!("{:.2}", ratio(raw, verify)),
+            "0.8",
+        ),
         row("cache ls of 10,000 artifacts", millis(list), "200 ms"),
         row("cache du of the same", millis(usage), ""),
         row("cache gc --dry-run of the same", millis(plan), "500 ms"),
@@ -151,6 +163,44 @@ impl Runner {
         let measured = host::measure(&args, &self.project, &env)?;
         let result = serde_json::from_str(&measured.stdout).context("build-agent printed no JSON")?;
         Ok((result, measured))
+    }
+
+    /// `cache verify`, as a process.
+    fn verify(&self) -> Result<Duration> {
+        let env = [("SMOLCELLAR_CACHE_DIR", self.cache.as_os_str())];
+        Ok(host::measure(&["cache", "verify", "--keep", "--progress", "quiet"], &self.project, &env)?.wall)
+    }
+
+    /// SHA-256 of the same files and nothing else, on all cores.
+    fn hash_all(&self) -> Result<Duration> {
+        let mut files = Vec::new();
+        let mut pending = vec![self.cache.clone()];
+        while let Some(path) = pending.pop() {
+            let metadata = std::fs::symlink_metadata(&path)?;
+            match metadata.is_dir() {
+                true => pending.extend(std::fs::read_dir(&path)?.flatten().map(|entry| entry.path())),
+                false => files.push((metadata.len(), path)),
+            }
+        }
+        // The largest first, so that no core is left with one at the end.
+        files.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        let next = AtomicUsize::new(0);
+        let began = Instant::now();
+        let hash = || -> Result<()> {
+            while let Some((_, path)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                Digest::of_file(path)?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let workers: Vec<_> = (0..cores).map(|_| scope.spawn(hash)).collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().try_for_each(join)
+        })?;
+        Ok(began.elapsed())
     }
 
     /// Empties the cache, but for what was derived from the runtime.

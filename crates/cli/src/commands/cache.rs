@@ -3,6 +3,7 @@
 mod du;
 mod export;
 pub(crate) mod gc;
+mod gc_show;
 mod import;
 mod inspect;
 mod key;

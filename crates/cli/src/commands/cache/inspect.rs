@@ -7,7 +7,7 @@ use serde_json::json;
 use smolcellar_store::gc::MachineEntry;
 use smolcellar_store::{Lookup, Machine, StageReceipt};
 
-use super::{gc, key};
+use super::{gc_show, key};
 use crate::args::Keys;
 use crate::commands::why::value;
 use crate::exit::{self, Miss};
@@ -41,7 +41,7 @@ pub(super) fn run(session: &Session, args: &Keys) -> Result<u8> {
                     "allocated": entry.allocated,
                     "frames": frames,
                     "used_at": used,
-                    "held_by": entry.roots.iter().map(gc::root_json).collect::<Vec<_>>(),
+                    "held_by": entry.roots.iter().map(gc_show::root_json).collect::<Vec<_>>(),
                     "stages": stages,
                 }))?;
             }
@@ -63,7 +63,7 @@ fn rows(
 ) -> Vec<(String, String)> {
     let receipt = &machine.receipt;
     let built = UNIX_EPOCH + Duration::from_secs(receipt.built_at);
-    let held: Vec<_> = entry.roots.iter().map(gc::held_by).collect();
+    let held: Vec<_> = entry.roots.iter().map(gc_show::held_by).collect();
     let frames = frames.map_or("not ours: no index".to_owned(), |frames| frames.to_string());
     let took = format::seconds(receipt.millis as f64 / 1e3);
     let mut rows = vec![

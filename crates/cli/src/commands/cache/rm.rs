@@ -10,7 +10,7 @@ use crate::format;
 use crate::output::{self, Format};
 use crate::session::Session;
 
-use super::{gc, key};
+use super::{gc, gc_show, key};
 
 pub(super) fn run(session: &Session, args: &Keys) -> Result<u8> {
     let store = session.store()?;
@@ -33,7 +33,7 @@ pub(super) fn run(session: &Session, args: &Keys) -> Result<u8> {
             }
             Err(roots) => {
                 held += 1;
-                let by: Vec<_> = roots.iter().map(gc::held_by).collect();
+                let by: Vec<_> = roots.iter().map(gc_show::held_by).collect();
                 let pinned = roots.contains(&Root::Pinned);
                 let remedy = if pinned { "; `cargo xtask cache unpin` lets it go" } else { "" };
                 output::note(&format!("error: {key} stays: {}{remedy}", by.join(", ")));
