@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use smolcellar_oci::ImageId;
-use smolcellar_store::{Digest, Reporter};
+use smolcellar_store::{Digest, MachineKey, Reporter};
 
 use crate::explain::StageWhy;
 
@@ -98,6 +98,13 @@ pub struct Outcome {
     /// Why those that had to work had to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub why: Vec<StageWhy>,
+}
+
+impl Outcome {
+    /// The artifact's key.
+    pub fn key(&self) -> MachineKey {
+        MachineKey { image: self.image_id.0, recipe: self.recipe }
+    }
 }
 
 /// Hears of stages as they end, besides what every reporter hears.

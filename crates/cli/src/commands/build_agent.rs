@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
 use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageName, StageStatus};
-use smolcellar_store::{Store, UseLock};
+use smolcellar_store::{MachineKey, Store, UseLock};
 
 use crate::args::{BuildAgent, Stage};
 use crate::commands::cache::gc;
@@ -37,6 +37,11 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
     }
     if outcomes.iter().flat_map(|outcome| &outcome.stages).any(|stage| stage.status == StageStatus::Miss) {
+        // What was just built stays, however small the limits. In the order of the keys.
+        let mut keys: Vec<_> = outcomes.iter().map(Outcome::key).collect();
+        keys.sort();
+        let lock = |key: &MachineKey| store.lock_use(&key.lock_name(), &session.progress);
+        let _in_use = keys.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
         gc::after_build(session, &store, session.config()?.as_ref());
     }
     Ok(exit::OK)

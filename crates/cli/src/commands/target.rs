@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use smolcellar_launcher::{Egress, ImageRef, SidecarSpec};
 use smolcellar_pipeline::{AgentSpec, Source, changed, last_built};
-use smolcellar_store::{Event, Lookup, Machine, MachineKey, Reporter, Store, UseLock};
+use smolcellar_store::{Event, Lookup, Machine, Reporter, Store, UseLock};
 
 use crate::args::Launch;
 use crate::commands::build_agent::{self, How};
@@ -135,8 +135,7 @@ impl Target {
         let _end_children = EndChildren::on_signals()?;
         let (outcome, in_use) = build_agent::build_with(session, store, agent, How::default(), &observer)?;
         gc::after_build(session, store, self.config.as_ref());
-        let key = MachineKey { image: outcome.image_id.0, recipe: outcome.recipe };
-        match store.machine(&key, false)? {
+        match store.machine(&outcome.key(), false)? {
             Lookup::Hit(machine) => Ok((*machine, in_use)),
             Lookup::Miss | Lookup::Damaged { .. } => {
                 anyhow::bail!(

@@ -390,8 +390,8 @@ mod tests {
                 prop::sample::select(vec!["a", "b", "/", "*", "**", "**/", "?", "[a]", "[^a-b]", r"\*", "\\\\", "é"]), 1..8),
             path in "[ab/é*]{0,8}",
         ) {
-            let text = parts.concat();
-            prop_assume!(!text.ends_with('/'));
+            // A pattern that was read has no slash at its end.
+            let text = parts.concat().trim_end_matches('/').to_owned();
             let chars: Vec<char> = text.chars().collect();
             let path_chars: Vec<char> = path.chars().collect();
             prop_assert_eq!(matches(&text, &path), naive(&chars, &path_chars, true), "{} {}", text, path);
@@ -404,8 +404,8 @@ mod tests {
             folder in "[ab]{1,2}(/[ab]{1,2})?",
             below in "[ab]{1,2}(/[ab]{1,2})?",
         ) {
-            let text = parts.concat();
-            prop_assume!(!text.ends_with('/'));
+            // A pattern that was read has no slash at its end.
+            let text = parts.concat().trim_end_matches('/').to_owned();
             let pattern = Pattern::compile(&text).unwrap();
             if pattern.matches(format!("{folder}/{below}").as_bytes()) {
                 prop_assert!(pattern.may_match_below(folder.as_bytes()));

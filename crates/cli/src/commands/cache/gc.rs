@@ -175,7 +175,12 @@ fn collect(
 fn add(all: &mut Collected, done: Collected) {
     all.removed.extend(done.removed);
     all.freed += done.freed;
-    all.spared = done.spared;
+    // What was in use is planned around the next time, and is still worth a word.
+    for spared in done.spared {
+        if !all.spared.iter().any(|known| known.entry == spared.entry) {
+            all.spared.push(spared);
+        }
+    }
     all.failed = done.failed;
     all.cut_short |= done.cut_short;
 }
