@@ -131,3 +131,26 @@ fn what_is_asked_wrongly_is_a_usage_error_before_anything_else() {
     assert!(ran.code == 3 && ran.stderr.contains("build-agent a"), "{ran:?}");
     assert!(!cellar.cache().exists(), "nothing was made");
 }
+
+#[test]
+fn an_artifact_is_launched_by_its_key_from_any_folder() {
+    use smolcellar_tests::archives::{docker_save, file, tar};
+    let cellar = Cellar::new();
+    let layer = tar(&[file("agent", b"x")]);
+    std::fs::write(cellar.path("image.tar"), tar(&docker_save(&[layer]))).unwrap();
+    let built = cellar.json(["build-agent", "--archive", "../image.tar"]);
+    let elsewhere = cellar.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let image = built["image_id"].as_str().unwrap();
+    let plan = |name: &str| {
+        let words = ["launch", "--dry-run", "--format", "json", name, "--", "/agent"];
+        smolcellar_tests::cellar::ran(cellar.command(words).current_dir(&elsewhere).output().unwrap())
+    };
+    for key in [image, &image["sha256:".len()..][..8]] {
+        let ran = plan(key);
+        let plan: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:?}"));
+        assert_eq!((&plan["artifact"]["path"], &plan["agent"]), (&built["artifact"], &"image".into()));
+    }
+    // Its agent's name is another folder's.
+    assert_eq!(plan("image").code, 2);
+}

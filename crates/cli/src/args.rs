@@ -148,8 +148,9 @@ pub(crate) enum Stage {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Launch {
-    /// The agent to launch; the only one if the configuration has one.
-    #[arg(value_name = "NAME")]
+    /// The agent to launch; the only one if the configuration has one. Or an artifact: IMAGE or IMAGE/RECIPE as `cache
+    /// ls` shows them, or the first digits of each.
+    #[arg(value_name = "NAME|KEY")]
     pub(crate) name: Option<String>,
     /// What runs it: a microVM, or a container, which shares this machine's kernel.
     #[arg(long, value_enum, default_value_t = BackendArg::Smolvm, env = "SMOLCELLAR_BACKEND")]

@@ -200,7 +200,11 @@ pub fn build_args(spec: &BuildSpec, id_file: &Path) -> Vec<OsString> {
 }
 
 /// Engines word these badly, and differently.
-fn check_inputs(spec: &BuildSpec) -> Result<()> {
+/// Whether what is to be built is there.
+///
+/// # Errors
+/// [`EngineError::NoInput`].
+pub fn check_inputs(spec: &BuildSpec) -> Result<()> {
     if !spec.context.is_dir() {
         return Err(EngineError::NoInput {
             what: "build context",

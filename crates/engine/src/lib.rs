@@ -14,7 +14,7 @@ mod follow;
 mod parse;
 mod save;
 
-pub use cli::{BuildSpec, Engine, Kind};
+pub use cli::{BuildSpec, Engine, Kind, check_inputs};
 pub use container_argv::{Attachment, ContainerExec, ContainerSpec, NetworkSpec};
 pub use error::{EngineError, Result};
 pub use follow::{Tail, follow};

@@ -72,7 +72,8 @@ impl BuildPlan {
 /// engine, if any, is asked only for images that the Dockerfile names.
 ///
 /// # Errors
-/// [`crate::PipelineError::Store`]; an archive that cannot be read.
+/// [`crate::PipelineError::Store`]; an archive that cannot be read, a context that
+/// is not there.
 pub fn plan(
     store: &Store,
     runtime: Option<&Runtime>,
@@ -127,6 +128,7 @@ fn image(
         }
         (Source::Stdin, _) => return Ok((None, said("archive", "standard input can be read only once"))),
     };
+    smolcellar_engine::check_inputs(build)?;
     let facts = BuildFacts::gather(build, engine, last.and_then(|last| last.facts.as_ref()));
     let seen = facts.fingerprint().and_then(|seen| pointer::built_from(store, &seen));
     if seen.is_some() {

@@ -107,6 +107,14 @@ impl Store {
         self.root.join("quarantine")
     }
 
+    /// How many damaged entries lie in quarantine.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn quarantined(&self) -> Result<usize> {
+        Ok(crate::machines::list(&self.quarantine_dir())?.len())
+    }
+
     /// A private folder on the store's own file system, removed when dropped.
     ///
     /// # Errors

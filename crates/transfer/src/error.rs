@@ -16,7 +16,7 @@ pub type Result<T, E = TransferError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
     /// The export could not be written.
-    #[error("cannot write the export: {0}; free some space, or name another file")]
+    #[error("cannot write the export: {0}")]
     Write(#[source] io::Error),
     /// The input could not be read.
     #[error("cannot read {what}: {source}")]

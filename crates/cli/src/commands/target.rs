@@ -67,19 +67,25 @@ impl Target {
     }
 
     /// The artifact that the agent was last built to, unless the configuration
-    /// has changed since. `full`: hash all of it; `moves`: a damaged one goes to
+    /// has changed since; or, where the name is no agent's, the one whose key begins
+    /// like it. `full`: hash all of it; `moves`: a damaged one goes to
     /// quarantine. It stays until the lock is dropped.
     pub(crate) fn built(
-        &self,
+        &mut self,
         session: &Session,
         store: &Store,
         full: bool,
         moves: bool,
     ) -> Result<Option<(Machine, UseLock)>> {
-        let Some(pointer) = last_built(store, &self.project, &self.name) else { return Ok(None) };
-        let in_use = store.lock_use(&pointer.key().lock_name(), &session.progress)?;
-        match store.machine(&pointer.key(), full)? {
+        let pointer = last_built(store, &self.project, &self.name).map(|pointer| pointer.key());
+        let by_key = || self.agent.is_none().then(|| store.find_machine(&self.name).ok()).flatten();
+        let Some(key) = pointer.or_else(by_key) else { return Ok(None) };
+        let in_use = store.lock_use(&key.lock_name(), &session.progress)?;
+        match store.machine(&key, full)? {
             Lookup::Hit(machine) => {
+                if pointer.is_none() {
+                    self.name.clone_from(&machine.receipt.agent);
+                }
                 let agent = self.agent.as_ref();
                 let changed = agent.map(|agent| changed(agent, &machine.receipt.inputs)).unwrap_or_default();
                 if changed.is_empty() {
@@ -98,7 +104,7 @@ impl Target {
                 // Builders wait for its users, not the other way round.
                 drop(in_use);
                 // Not in a dry run, nor where nothing can be written: a build says it then.
-                let set_aside = || store.quarantine_if_damaged(&pointer.key(), full, &session.progress);
+                let set_aside = || store.quarantine_if_damaged(&key, full, &session.progress);
                 let moved = moves && set_aside().is_ok_and(|problem| problem.is_some());
                 let done = if moved { "it was quarantined and" } else { "it" };
                 let text =
@@ -128,7 +134,7 @@ impl Target {
     /// Builds it. It stays until the lock is dropped.
     pub(crate) fn build(&self, session: &Session, store: &Store) -> Result<(Machine, UseLock)> {
         let Some(agent) = &self.agent else { anyhow::bail!("nothing says how to build '{}'", self.name) };
-        let text = format!("agent '{}' has no artifact yet: building it first", self.name);
+        let text = format!("agent '{}' has no artifact: building it first", self.name);
         session.progress.report(Event::Note { text: &text });
         // Standard output belongs to the guest: stages go to standard error.
         let observer = session.progress.stages_on_stderr();

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::find::hex_name;
 use crate::gc::inventory::{Leased, LooseKind, Root, allocated, allocated_tree};
-use crate::gc::plan::{Entry, Plan};
+use crate::gc::plan::{Entry, Plan, Removal};
 use crate::lock::{self, Exclusive};
 use crate::machines::{Files, MachineKey, list};
 use crate::report::Reporter;
@@ -51,8 +51,10 @@ pub struct Collected {
     /// What could not be removed, and why; `None` is the blobs that no receipt
     /// names.
     pub failed: Vec<(Option<Entry>, StoreError)>,
-    /// Whether there was no time for all of it, or somebody was busy with blobs.
+    /// Whether there was no time for all of it.
     pub cut_short: bool,
+    /// Whether blobs were left because somebody was publishing some.
+    pub blobs_busy: bool,
 }
 
 impl Store {
@@ -102,6 +104,11 @@ impl Collector<'_> {
     /// gives up. What cannot be removed keeps nothing else from going.
     pub fn carry_out(&self, plan: &Plan, deadline: Option<Instant>, reporter: &dyn Reporter) -> Collected {
         let mut done = Collected::default();
+        let is_blob = |removal: &Removal| matches!(removal.entry, Entry::Blob(_));
+        // What nothing can use goes first, should there be no time for the rest.
+        if plan.remove.iter().any(is_blob) {
+            self.try_orphans(&mut done);
+        }
         let mut blobs = false;
         for removal in &plan.remove {
             if reporter.gives_up() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -109,13 +116,13 @@ impl Collector<'_> {
                 break;
             }
             let entry = removal.entry.clone();
-            blobs |= matches!(entry, Entry::Blob(_) | Entry::Image(_));
+            blobs |= matches!(entry, Entry::Image(_));
             let result = match &entry {
                 Entry::Machine(key) => self.remove_machine(key),
                 Entry::Image(image) => self.remove_image(image),
                 Entry::Loose(LooseKind::LeftOver(key), path) => self.remove_left_over(key, path),
                 Entry::Loose(LooseKind::Quarantined, path) => self.throw_away(&[path]).map(Ok),
-                // All of them at once, below.
+                // All of them at once, above.
                 Entry::Blob(_) => continue,
             };
             match result {
@@ -127,14 +134,17 @@ impl Collector<'_> {
                 Err(error) => done.failed.push((Some(entry), error)),
             }
         }
-        if blobs
-            && !done.cut_short
-            && let Err(error) = self.remove_orphans(&mut done)
-        {
-            done.failed.push((None, error));
+        if blobs {
+            self.try_orphans(&mut done);
         }
         self.note_time();
         done
+    }
+
+    fn try_orphans(&self, done: &mut Collected) {
+        if let Err(error) = self.remove_orphans(done) {
+            done.failed.push((None, error));
+        }
     }
 
     /// Notes when this was: the time of the file `last-gc`. It only keeps the
@@ -195,7 +205,7 @@ impl Collector<'_> {
                 Some(lock) => break lock,
                 None if began.elapsed() < BLOBS => std::thread::sleep(Duration::from_millis(20)),
                 None => {
-                    done.cut_short = true;
+                    done.blobs_busy = true;
                     return Ok(());
                 }
             }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use crate::digest::Digest;
-use crate::gc::inventory::{ImageEntry, Inventory, LooseKind, MachineEntry, Root};
+use crate::gc::inventory::{ImageEntry, Inventory, Loose, LooseKind, MachineEntry, Root};
 use crate::gc::policy::Policy;
 use crate::machines::MachineKey;
 
@@ -44,6 +44,8 @@ pub enum Reason {
     Quarantined(Duration),
     /// It was not used for so long.
     Unused(Duration),
+    /// It is damaged and was put aside, and a limit is exceeded.
+    Damaged(Limit),
     /// The artifact that it was for is there, and a limit is exceeded.
     Derived(Limit),
     /// Nothing else was used longer ago, and a limit is exceeded.
@@ -98,8 +100,8 @@ impl Plan {
 }
 
 /// Plans. What nothing trusts and what no receipt names goes always; then what
-/// is too old; then, while a limit is exceeded, first what is derived, then what
-/// was used longest ago.
+/// is too old; then, while a limit is exceeded, first what is damaged and was put
+/// aside, then what is derived, then what was used longest ago.
 pub fn plan(inventory: &Inventory, policy: &Policy, now: SystemTime) -> Plan {
     let mut planner = Planner::new(inventory, policy);
     planner.untrusted(policy, now);
@@ -114,6 +116,8 @@ struct Planner<'a> {
     names: BTreeMap<Digest, u32>,
     machines: Vec<(&'a MachineEntry, Vec<Root>)>,
     images: Vec<&'a ImageEntry>,
+    /// What lies in quarantine and stays so far.
+    quarantined: Vec<&'a Loose>,
     limits: Vec<Limit>,
     plan: Plan,
 }
@@ -135,6 +139,7 @@ impl<'a> Planner<'a> {
             names,
             machines: with_roots(inventory, policy.keep_last),
             images: inventory.images.iter().collect(),
+            quarantined: Vec::new(),
             limits: limits.into_iter().flatten().collect(),
             plan: Plan { before, after: before, ..Plan::default() },
         }
@@ -156,8 +161,11 @@ impl<'a> Planner<'a> {
                 }
                 LooseKind::Quarantined => None,
             };
-            if let Some(reason) = reason {
-                self.remove(Entry::Loose(loose.kind, loose.path.clone()), reason, loose.allocated);
+            match reason {
+                Some(reason) => {
+                    self.remove(Entry::Loose(loose.kind, loose.path.clone()), reason, loose.allocated);
+                }
+                None => self.quarantined.push(loose),
             }
         }
         // A receipt that cannot be read may name any of them.
@@ -191,6 +199,12 @@ impl<'a> Planner<'a> {
     }
 
     fn limited(&mut self) {
+        self.quarantined.sort_by_key(|loose| std::cmp::Reverse(loose.changed));
+        while let Some(limit) = self.exceeded() {
+            let Some(loose) = self.quarantined.pop() else { break };
+            let entry = Entry::Loose(loose.kind, loose.path.clone());
+            self.remove(entry, Reason::Damaged(limit), loose.allocated);
+        }
         // Oldest last, so that it is popped first and the rest keeps its place.
         self.machines.sort_by(|(a, _), (b, _)| b.used.cmp(&a.used).then(a.key.cmp(&b.key)));
         self.images.sort_by(|a, b| b.used.cmp(&a.used).then(a.image.cmp(&b.image)));

@@ -187,13 +187,16 @@ proptest! {
             let kept: BTreeSet<_> = plan.kept.iter().map(|kept| kept.key).collect();
             prop_assert!(left.machines.iter().all(|machine| kept.contains(&machine.key)));
             prop_assert!(left.images.iter().all(|image| image.in_use));
+            prop_assert_eq!(left.loose, vec![]);
         }
     }
 
     #[test]
     fn nothing_goes_without_need(inventory in inventory(), policy in policy()) {
         let plan = plan(&inventory, &policy, now());
-        let limits = |removal: &&Removal| matches!(removal.reason, Reason::Derived(_) | Reason::LeastRecent(_));
+        let limits = |removal: &&Removal| {
+            matches!(removal.reason, Reason::Damaged(_) | Reason::Derived(_) | Reason::LeastRecent(_))
+        };
         if let Some(last) = plan.remove.iter().rfind(limits) {
             // Without the last of them, a limit would be exceeded.
             let after = plan.after + last.frees;
@@ -207,7 +210,7 @@ proptest! {
             match removal.reason {
                 Reason::Unused(age) | Reason::Quarantined(age) => prop_assert!(policy.max_age.unwrap() < age),
                 Reason::All => prop_assert!(policy.all),
-                Reason::Derived(limit) | Reason::LeastRecent(limit) => {
+                Reason::Damaged(limit) | Reason::Derived(limit) | Reason::LeastRecent(limit) => {
                     let set = match limit {
                         Limit::MaxSize(_) => policy.max_size,
                         Limit::MinFree(_) => policy.min_free,
@@ -237,10 +240,12 @@ proptest! {
         }
         let first = plan.remove.iter().position(|removal| recent(&removal.reason));
         if let Some(first) = first {
-            prop_assert!(plan.remove[first..].iter().all(|r| !matches!(r.reason, Reason::Derived(_))));
+            let earlier = |reason| matches!(reason, Reason::Damaged(_) | Reason::Derived(_));
+            prop_assert!(plan.remove[first..].iter().all(|removal| !earlier(removal.reason)));
             // By then, no image is left whose artifact is there, unless it is in use.
             let gone = carried_out(&inventory, &Plan { remove: plan.remove[..first].to_vec(), ..plan.clone() });
             let built: BTreeSet<_> = gone.machines.iter().map(|machine| machine.key.image).collect();
+            prop_assert_eq!(&gone.loose, &vec![]);
             prop_assert!(gone.images.iter().all(|image| image.in_use || !built.contains(&image.image)));
         }
     }

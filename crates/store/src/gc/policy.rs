@@ -50,6 +50,7 @@ impl FromStr for Amount {
         let number: f64 = number.parse().map_err(|_| wrong())?;
         let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
             "%" if number <= 100.0 => return Ok(Self::Percent(number)),
+            "%" => return Err(format!("'{text}' is more than there is")),
             "" | "b" => 1.0,
             "kb" => 1e3,
             "mb" => 1e6,
@@ -113,7 +114,8 @@ mod tests {
         assert_eq!(parsed("1.5GiB").of(1), 1_610_612_736);
         assert_eq!(parsed(" 50 GB ").of(1), 50_000_000_000);
         assert_eq!(parsed("10k").of(1), 10_240);
-        for text in ["", "%", "101%", "5 cows", "-1", "1e3", "1..2", "99999TiB"] {
+        assert!("101%".parse::<Amount>().unwrap_err().contains("more than there is"));
+        for text in ["", "%", "5 cows", "-1", "1e3", "1..2", "99999TiB"] {
             let error = text.parse::<Amount>().unwrap_err();
             assert!(error.contains("20%"), "{text}: {error}");
         }

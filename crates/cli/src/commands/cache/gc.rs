@@ -67,10 +67,9 @@ pub(super) fn run(session: &Session, args: &CacheGc) -> Result<u8> {
     let reporter = Patient(session, &signals);
     let mut done = collect(session, &store, &policy, shown, &reporter)?;
     // Blobs are busy for moments: what was left of them goes now, if it can.
-    if done.cut_short && !reporter.gives_up() {
-        let more = collect(session, &store, &policy, shown, &reporter)?;
-        done.cut_short = more.cut_short;
-        add(&mut done, more);
+    if done.blobs_busy && !reporter.gives_up() {
+        done.blobs_busy = false;
+        add(&mut done, collect(session, &store, &policy, shown, &reporter)?);
     }
     match human {
         true => output::line(&summary(&done))?,
@@ -183,6 +182,7 @@ fn add(all: &mut Collected, done: Collected) {
     }
     all.failed = done.failed;
     all.cut_short |= done.cut_short;
+    all.blobs_busy |= done.blobs_busy;
 }
 
 /// Gives up when a signal came.

@@ -51,21 +51,32 @@ pub(super) fn roots(session: &Session, plan: &Plan) -> Result<u8> {
 }
 
 pub(super) fn summary(done: &Collected) -> String {
-    let rest = if done.cut_short { "; the rest is busy and goes another time" } else { "" };
-    format!("{} removed, {} freed{rest}", entries(done.removed.len()), format::bytes(done.freed))
+    let rest = match (done.cut_short, done.blobs_busy) {
+        (true, _) => "; there was no time for the rest: run it again",
+        (false, true) => "; somebody was busy with blobs, which go another time",
+        (false, false) => "",
+    };
+    let (blobs, others): (Vec<_>, Vec<_>) =
+        done.removed.iter().partition(|entry| matches!(entry, Entry::Blob(_)));
+    let removed = match (others.len(), blobs.len()) {
+        (n, 0) => entries(n),
+        (0, n) => format::count(n, "blob", "blobs"),
+        (n, m) => format!("{} and {}", entries(n), format::count(m, "blob", "blobs")),
+    };
+    format!("{removed} removed, {} freed{rest}", format::bytes(done.freed))
 }
 
 pub(super) fn warn_unmet(session: &Session, plan: &Plan) {
     for limit in &plan.unmet {
         let text = match limit {
             Limit::MaxSize(most) => format!(
-                "the cache still takes {}, more than the {} of --max-size: all else is held (--roots shows by whom) \
+                "the cache still takes {}, more than the limit of {} (max-size): all else is held (--roots shows by whom) \
                  or is no artifact (`cargo xtask cache du`)",
                 format::bytes(plan.after),
                 format::bytes(*most)
             ),
             Limit::MinFree(least) => format!(
-                "less than the {} of --min-free are free: what is left in the cache, {}, is held (--roots shows by \
+                "less than the {} of min-free are free: what is left in the cache, {}, is held (--roots shows by \
                  whom) or is no artifact (`cargo xtask cache du`)",
                 format::bytes(*least),
                 format::bytes(plan.after)
@@ -98,6 +109,7 @@ fn why(reason: &Reason) -> String {
         Reason::LeftOver => "from a run that was cut off".into(),
         Reason::Quarantined(age) => format!("damaged, put aside {} ago", format::age(*age)),
         Reason::Unused(age) => format!("not used for {}", format::age(*age)),
+        Reason::Damaged(limit) => format!("damaged and put aside, and {}", exceeded(limit)),
         Reason::Derived(limit) => format!("its artifact is there, and {}", exceeded(limit)),
         Reason::LeastRecent(limit) => format!("used longest ago, and {}", exceeded(limit)),
         Reason::All => "all is to go".into(),
@@ -155,6 +167,7 @@ fn reason_name(reason: &Reason) -> &'static str {
         Reason::LeftOver => "left-over",
         Reason::Quarantined(_) => "quarantined",
         Reason::Unused(_) => "unused",
+        Reason::Damaged(_) => "damaged",
         Reason::Derived(_) => "derived",
         Reason::LeastRecent(_) => "least-recent",
         Reason::All => "all",
@@ -192,6 +205,7 @@ pub(super) fn plan_json(plan: &Plan, done: Option<&Collected>) -> Value {
             }).collect::<Vec<_>>(),
             "spared": done.spared.iter().map(spared).collect::<Vec<_>>(),
             "cut_short": done.cut_short,
+            "blobs_busy": done.blobs_busy,
         })
     });
     json!({

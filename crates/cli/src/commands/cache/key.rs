@@ -60,7 +60,9 @@ pub(super) fn find_image(session: &Session, store: &Store, text: &str) -> Result
 /// A name that names nothing is the caller's mistake.
 fn as_usage(error: StoreError) -> anyhow::Error {
     match error {
-        StoreError::NoEntry { .. } => Usage(error.to_string()).into(),
+        StoreError::NoEntry { .. } => {
+            Usage(format!("{error}; an agent of the configuration here would do too")).into()
+        }
         error => error.into(),
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn run(session: &Session, args: &CacheVerify) -> Result<u8> {
     if args.repair && found.unfinished.is_none() && interrupted.is_none() {
         repair::run(session, &store, &mut found, options.keys.as_ref())?;
     }
-    show(session, &found)?;
+    show(session, &store, &found)?;
     if let Some(signal) = interrupted {
         return Ok(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)));
     }
@@ -155,7 +155,7 @@ fn set_aside(
     moved.map_or_else(|error| Action::Kept(error.to_string()), Action::Quarantined)
 }
 
-fn show(session: &Session, found: &Verification) -> Result<()> {
+fn show(session: &Session, store: &Store, found: &Verification) -> Result<()> {
     if session.global.format == Format::Json {
         return output::json(found);
     }
@@ -169,6 +169,14 @@ fn show(session: &Session, found: &Verification) -> Result<()> {
     also(&found.newer, "of a newer smolcellar; neither judged nor touched")?;
     let entries = format::count(found.entries as usize, "entry", "entries");
     output::line(&format!("{entries}, {} hashed: {}", format::bytes(found.bytes), result(found)))?;
+    let kept = store.quarantined()?;
+    if kept > 0 && !found.damaged.iter().any(|finding| matches!(finding.action, Action::Quarantined(_))) {
+        let kept = format::count(kept, "entry", "entries");
+        output::line(&format!(
+            "in quarantine: {kept}; `cargo xtask cache verify --repair` makes again what it can, `cargo xtask cache gc` \
+             lets them go"
+        ))?;
+    }
     if let Some(from) = &found.unfinished {
         output::line(&format!("cut off; go on with: cargo xtask cache verify --from {from}"))?;
     } else if found.damaged.iter().any(|finding| matches!(finding.action, Action::Quarantined(_))) {
