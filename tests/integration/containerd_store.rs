@@ -36,7 +36,7 @@ impl Engine {
     /// One run after a change that the image does not have, so that the engine
     /// has to be asked.
     fn build(&self, id: &str) -> (Value, Vec<String>) {
-        let note = self.cellar.path("ctx/not-copied");
+        let note = self.cellar.project().join("ctx/not-copied");
         let more = fs::read_to_string(&note).unwrap_or_default() + "again\n";
         fs::write(note, more).unwrap();
         self.run(id)
