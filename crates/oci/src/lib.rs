@@ -13,22 +13,26 @@ mod archive;
 mod canonical;
 mod compression;
 mod config;
+mod descriptor;
 mod engine_paths;
 mod error;
 mod image_id;
 mod layer;
 mod layout;
 mod manifest;
+mod reference;
 mod tar_reader;
 mod tree;
 
 pub use archive::{Image, Limits, StagedLayer, Wanted, ingest_folder, ingest_stream, peek};
 pub use canonical::{CANONICAL_VERSION, CanonicalEntry, Data, RootFs};
 pub use config::{ImageConfig, Platform, RunConfig};
+pub use descriptor::{Descriptor, DescriptorPlatform, MAX_MANIFEST, Manifest, media};
 pub use error::{OciError, Result};
 pub use image_id::ImageId;
 pub use layout::check_platform;
-pub use manifest::{MANIFEST_MEDIA_TYPE, image_manifest};
+pub use manifest::image_manifest;
+pub use reference::{NameError, Reference, Registry, Repository, Scheme, Selector, Tag};
 pub use tar_reader::first_entry;
 
 use std::fs::File;

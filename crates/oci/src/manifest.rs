@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 use smolcellar_store::Digest;
 
-/// The media type of an image manifest (image-spec `media-types.md`).
-pub const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+use crate::descriptor::media;
 
 /// The manifest of an image whose layers are uncompressed, so that their
 /// digests are their diff IDs: the same bytes for the same image. Digests come
@@ -13,12 +12,11 @@ pub fn image_manifest(config: (Digest, u64), layers: &[(Digest, u64)]) -> Vec<u8
     let descriptor = |media_type: &str, (digest, size): (Digest, u64)| -> Value {
         json!({ "mediaType": media_type, "digest": digest.to_string(), "size": size })
     };
-    let layers: Vec<Value> =
-        layers.iter().map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar", *layer)).collect();
+    let layers: Vec<Value> = layers.iter().map(|layer| descriptor(media::LAYER, *layer)).collect();
     json!({
         "schemaVersion": 2,
-        "mediaType": MANIFEST_MEDIA_TYPE,
-        "config": descriptor("application/vnd.oci.image.config.v1+json", config),
+        "mediaType": media::MANIFEST,
+        "config": descriptor(media::CONFIG, config),
         "layers": layers,
     })
     .to_string()

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::io::Write;
 
 use serde_json::{Value, json};
-use smolcellar_oci::{ImageConfig, MANIFEST_MEDIA_TYPE, image_manifest};
+use smolcellar_oci::{ImageConfig, image_manifest, media};
 use smolcellar_store::{Digest, Reporter, Store};
 
 use crate::copy::{TarWriter, Task};
@@ -58,7 +58,7 @@ pub fn export_image(
     let digest = Digest::of(&manifest);
 
     let mut descriptor = json!({
-        "mediaType": MANIFEST_MEDIA_TYPE,
+        "mediaType": media::MANIFEST,
         "digest": digest,
         "size": manifest.len(),
         "platform": { "architecture": parsed.architecture, "os": parsed.os },

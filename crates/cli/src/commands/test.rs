@@ -11,7 +11,11 @@ use crate::host;
 use crate::session::Session;
 
 /// Programs that tests need, and the Debian packages that hold them.
-const NEEDS: [(&str, &str); 10] = [
+const NEEDS: [(&str, &str); 14] = [
+    ("docker-registry", "docker-registry"),
+    ("htpasswd", "apache2-utils"),
+    ("openssl", "openssl"),
+    ("curl", "curl"),
     ("skopeo", "skopeo"),
     ("podman", "podman"),
     ("strace", "strace"),

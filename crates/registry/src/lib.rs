@@ -1,0 +1,1 @@
+//! The embedded OCI registry: serves the store on this machine.

@@ -1,0 +1,1 @@
+//! Registries elsewhere: images and artifacts pushed to them and pulled from them.
