@@ -2,6 +2,7 @@
 //! output, progress and complaints to standard error.
 
 mod args;
+mod args_cache;
 mod ask;
 mod commands;
 mod config;
