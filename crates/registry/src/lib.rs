@@ -1,1 +1,39 @@
-//! The embedded OCI registry: serves the store on this machine.
+//! The embedded OCI registry: serves the store, or one image, on this machine.
+//!
+//! The protocol is the OCI distribution specification, version 1.1. hyper
+//! carries it; the asynchronous runtime under that is inside this crate, on
+//! threads that a server's handle owns. What is public here is synchronous.
+//!
+//! A server listens at the loopback interface only, and answers only requests
+//! that name it as their host and come from no web page. Every user of this
+//! machine can connect to it: there are no accounts and no passwords.
+//!
+//! A blob is sent out of its file, as fast as the client takes it and in memory
+//! of fixed size. It is hashed once per process, the first time it is sent: a
+//! whole one on its way out, where the last bytes are held back if it turns out
+//! to be damaged; a part of one, or a small one, before. That costs the first
+//! part of a large blob a second per gigabyte or less, and later ones nothing.
+
+mod body;
+mod crowd;
+mod discover;
+mod error;
+mod guard;
+mod handle;
+mod one_image;
+mod pace;
+mod pieces;
+mod problem;
+mod pull;
+mod query;
+mod range;
+mod route;
+mod seen;
+mod server;
+mod shelf;
+mod sound;
+
+pub use error::{RegistryError, Result};
+pub use one_image::{OneImage, ServedImage};
+pub use seen::{Access, Seen};
+pub use server::{OnAccess, Options, parse_addr};
