@@ -19,6 +19,7 @@ mod context;
 mod detached;
 mod explain;
 mod extraction;
+mod harness;
 mod human;
 mod interrupt;
 mod launch;
