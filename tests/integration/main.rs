@@ -24,6 +24,8 @@ mod human;
 mod interrupt;
 mod launch;
 mod peers;
+mod remote_cache;
+mod remote_faults;
 mod repair;
 mod sidecar;
 mod stand_in;

@@ -17,4 +17,5 @@ pub mod needs;
 pub mod outer;
 pub mod proxy;
 pub mod registry;
+pub mod shelf;
 pub mod tokens;

@@ -154,7 +154,10 @@ pub fn parse(bytes: &[u8]) -> Result<Content, String> {
 pub fn manifest(entry: &MachineEntry, built_at: u64, config: &[u8], mode: &str) -> Result<Manifest, String> {
     let receipt = entry.to_text();
     if receipt.len() > MAX_RECEIPT {
-        return Err(format!("its receipt has {} bytes, of which a manifest takes {MAX_RECEIPT}", receipt.len()));
+        return Err(format!(
+            "its receipt has {} bytes, of which a manifest takes {MAX_RECEIPT}",
+            receipt.len()
+        ));
     }
     let mut manifest = Manifest::new(media::MANIFEST);
     manifest.artifact_type = Some(SMOLMACHINE.to_owned());

@@ -29,4 +29,13 @@ pub use pull::Ranged;
 pub use push::{Open, Pushed};
 
 pub mod artifact;
+mod cache;
+mod cache_error;
+mod cache_list;
+mod delta_fetch;
+mod delta_local;
 pub mod delta_plan;
+
+pub use cache::{Cache, Pull, Pulled, Push};
+pub use cache_error::{Breaker, CacheError, CacheResult};
+pub use cache_list::{Listed, Listing};

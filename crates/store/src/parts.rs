@@ -120,7 +120,7 @@ impl BlobParts {
             flushed.map_err(StoreError::io("fsync", &self.path))?;
         }
         let missing = || StoreError::io("finish", &self.path)(io::ErrorKind::UnexpectedEof.into());
-        if self.shared.state().there.from_zero() != self.size {
+        if self.shared.state().there.prefix() != self.size {
             return Err(missing());
         }
         let hashing = self.hashing.take().ok_or_else(missing)?;
@@ -145,7 +145,7 @@ fn hash(shared: &Shared, size: u64, mut watch: Watch) -> io::Result<Digest> {
     let mut piece = vec![0; PIECE];
     let mut seen = 0;
     while seen < size {
-        let there = shared.wait(|state| state.ended || state.there.from_zero() > seen).there.from_zero();
+        let there = shared.wait(|state| state.ended || state.there.prefix() > seen).there.prefix();
         if there <= seen {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -211,7 +211,7 @@ impl Spans {
     }
 
     /// How far it is without a gap from the start on.
-    fn from_zero(&self) -> u64 {
+    fn prefix(&self) -> u64 {
         self.0.get(&0).copied().unwrap_or(0)
     }
 
@@ -286,7 +286,7 @@ mod tests {
                     model[range].fill(true);
                 }
                 prop_assert_eq!(all.total(), model.iter().filter(|there| **there).count() as u64);
-                prop_assert_eq!(all.from_zero(), model.iter().take_while(|there| **there).count() as u64);
+                prop_assert_eq!(all.prefix(), model.iter().take_while(|there| **there).count() as u64);
             }
         }
     }
