@@ -38,7 +38,13 @@ fn main() {
     {
         put("answers", name, text.as_bytes());
     }
-    put("artifact", "artifact", &artifact(&folder));
+    let artifact = artifact(&folder);
+    put("artifact", "artifact", &artifact);
+    put("remote", "artifact", &artifact);
+    let (manifest, receipt) = remote(&artifact);
+    put("remote", "manifest", &manifest);
+    put("remote", "receipt", receipt.as_bytes());
+    put("remote", "pointer", &pointer());
 }
 
 const INSPECT: &str =
@@ -47,6 +53,28 @@ const LS: &str = r#"[{"name":"m","state":"running","pid":7}]"#;
 
 fn pax(records: &[u8]) -> Entry {
     Entry { kind: EntryType::XHeader, ..file("PaxHeaders", records) }
+}
+
+/// The manifest that a registry keeps of an artifact, and its receipt.
+fn remote(artifact: &[u8]) -> (Vec<u8>, String) {
+    use smolcellar_store::{Digest, MachineReceipt};
+    let inputs = [("cpus".to_owned(), 2.into()), ("packer".to_owned(), "native".into())].into();
+    let entry = smolcellar_transfer::MachineEntry {
+        image: Digest::of(b"image"),
+        recipe: MachineReceipt::recipe_of(&inputs),
+        inputs,
+        size: artifact.len() as u64,
+        sha256: Digest::of(artifact),
+        agent: "agent".into(),
+    };
+    let manifest = smolcellar_remote::artifact::manifest(&entry, 7, b"{}", "container").expect("a manifest");
+    (manifest.to_bytes(), entry.to_text())
+}
+
+fn pointer() -> Vec<u8> {
+    use smolcellar_store::Digest;
+    let image = smolcellar_oci::ImageId(Digest::of(b"image"));
+    smolcellar_remote::artifact::pointer(&Digest::of(b"seen"), image).to_bytes()
 }
 
 /// A whole artifact, as the packer writes it.

@@ -15,3 +15,7 @@ pub mod lab;
 pub mod launches;
 pub mod needs;
 pub mod outer;
+pub mod proxy;
+pub mod registry;
+pub mod shelf;
+pub mod tokens;

@@ -342,6 +342,9 @@ pub(crate) struct Bench {
     /// How often each measurement is repeated; the median counts.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
+    /// Measure pushing to a registry on this machine and pulling from it, beside smolvm's own.
+    #[arg(long)]
+    pub(crate) remote: bool,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -125,6 +125,48 @@ pub(crate) fn measure(args: &[&str], dir: &Path, env: &[(&str, &OsStr)]) -> Resu
     Ok(Measured { wall, peak, stdout })
 }
 
+/// Runs another program, silently, and measures it.
+pub(crate) fn timed(program: &Path, args: &[&OsStr], env: &[(&str, &OsStr)]) -> Result<Duration> {
+    let mut command = Command::new(program);
+    command.args(args).envs(env.iter().copied()).stdin(Stdio::null());
+    let began = Instant::now();
+    let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
+    let took = began.elapsed();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{} failed with {}: {}", program.display(), output.status, said.trim());
+    }
+    Ok(took)
+}
+
+/// A program in the background; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Background(Child);
+
+impl Background {
+    /// Starts it with its output in `log`.
+    pub(crate) fn start(program: &str, args: &[&OsStr], log: &Path) -> Result<Self> {
+        let file = std::fs::File::options().create(true).truncate(true).write(true).open(log);
+        let file = file.with_context(|| format!("cannot write {}", log.display()))?;
+        let both = file.try_clone().context("cannot share the log")?;
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(file).stderr(both);
+        command.spawn().map(Self).with_context(|| format!("cannot start {program}"))
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a shell script that must succeed.
 pub(crate) fn script(text: &str, env: &[(&str, &OsStr)]) -> Result<()> {
     let mut command = Command::new("sh");

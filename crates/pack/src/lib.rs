@@ -15,6 +15,7 @@ mod frames;
 mod index;
 mod layer;
 mod read;
+mod tail;
 mod write;
 
 pub use assets::{AgentRootfs, MachineSpec};
@@ -22,7 +23,8 @@ pub use error::{PackError, Result};
 pub use frames::{check_frames, check_structure};
 pub use index::{Frame, FrameIndex, INDEX_VERSION};
 pub use layer::with_layer;
-pub use read::{Artifact, read, read_foreign};
+pub use read::{Artifact, Sum, read, read_foreign};
+pub use tail::{Tail, TailRead, read_tail};
 pub use write::{Packed, pack, zstd_version};
 
 /// The version of the packer, part of every recipe: what is written for one

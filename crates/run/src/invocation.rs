@@ -132,6 +132,19 @@ impl Invocation {
         limits: Limits<'_>,
         write: impl FnOnce(&mut ChildStdin) -> io::Result<()> + Send,
     ) -> Result<Captured> {
+        self.check(self.converse(limits, write)?)
+    }
+
+    /// Like [`Invocation::feed`], for programs that say on stdout why they fail:
+    /// however it ended, what it printed is there.
+    ///
+    /// # Errors
+    /// [`RunError`], but never [`RunError::Failed`].
+    pub fn converse(
+        &self,
+        limits: Limits<'_>,
+        write: impl FnOnce(&mut ChildStdin) -> io::Result<()> + Send,
+    ) -> Result<Captured> {
         let (sinks, mut child, _under_way) = self.captured_child(Stdio::piped())?;
         let pipe = child.stdin.take();
         let broken = AtomicBool::new(false);
@@ -159,8 +172,7 @@ impl Invocation {
             if let Ok((Err(source), _)) = writer.join() {
                 return Err(RunError::Input { operation: self.operation.clone(), source });
             }
-            let captured = self.captured(status?, &sinks)?;
-            self.check(captured)
+            self.captured(status?, &sinks)
         })
     }
 

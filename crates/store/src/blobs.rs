@@ -243,6 +243,21 @@ impl Drop for BlobWriter {
 }
 
 impl StagedBlob {
+    /// A file that a thread hashes.
+    pub(crate) fn hashed_by(
+        file: Arc<File>,
+        path: PathBuf,
+        size: u64,
+        thread: JoinHandle<io::Result<Digest>>,
+    ) -> Self {
+        Self { file, path, size, digest: OnceLock::new(), thread: Mutex::new(Some(thread)) }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Its digest. Waits until it is hashed.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::io::Read;
 use serde_json::{Value, json};
 use smolcellar_oci::ImageId;
 use smolcellar_pack::Artifact;
-use smolcellar_store::{BlobWriter, Digest, MachineReceipt, Reporter, Store};
+use smolcellar_store::{BlobWriter, Digest, MachineReceipt, Reporter, StagedBlob, Store};
 
 use crate::copy;
 use crate::error::Result;
@@ -30,8 +30,39 @@ pub(crate) fn import(
     let mut writer = BlobWriter::create(&dir)?;
     let path = writer.path().to_owned();
     copy::all(input, &mut writer, what, &path)?;
-    let staged = Staged { path, blob: writer.finish() };
-    let artifact = publish::artifact(what, "the artifact", &staged)?;
+    let staged = Staged { path, blob: writer.finish(), sum: None };
+    publish(store, &staged, what, image, agent, reporter)
+}
+
+/// Publishes a `.smolmachine` that another packer wrote as an artifact of
+/// `image`, whose ID the caller vouches for. `sum` is what a
+/// [`smolcellar_pack::Sum`] told of the file.
+///
+/// # Errors
+/// [`crate::TransferError::Invalid`] if it is not a whole one;
+/// [`crate::TransferError::Store`].
+pub fn publish_foreign(
+    store: &Store,
+    what: &str,
+    image: ImageId,
+    agent: Option<&str>,
+    blob: StagedBlob,
+    sum: Option<u32>,
+    reporter: &dyn Reporter,
+) -> Result<Imported> {
+    let staged = Staged { path: blob.path().to_owned(), blob, sum };
+    publish(store, &staged, what, image, agent, reporter)
+}
+
+fn publish(
+    store: &Store,
+    staged: &Staged,
+    what: &str,
+    image: ImageId,
+    agent: Option<&str>,
+    reporter: &dyn Reporter,
+) -> Result<Imported> {
+    let artifact = publish::artifact(what, "the artifact", staged)?;
     let sha256 = staged.blob.digest()?;
     let inputs = inputs(&artifact, &sha256);
     let entry = MachineEntry {
@@ -42,7 +73,7 @@ pub(crate) fn import(
         sha256,
         agent: agent.unwrap_or(FOREIGN).to_owned(),
     };
-    publish::machine(store, what, &entry, &staged, reporter)
+    publish::machine(store, what, &entry, staged, reporter)
 }
 
 fn inputs(artifact: &Artifact, sha256: &Digest) -> BTreeMap<String, Value> {

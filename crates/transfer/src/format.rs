@@ -76,16 +76,22 @@ pub(crate) struct StageEntry {
     pub(crate) blobs: Vec<BlobRef>,
 }
 
-/// A machine receipt.
+/// A machine receipt on its way: without what differs from store to store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct MachineEntry {
-    pub(crate) image: Digest,
-    pub(crate) recipe: Digest,
-    pub(crate) inputs: BTreeMap<String, Value>,
-    pub(crate) size: u64,
-    pub(crate) sha256: Digest,
-    pub(crate) agent: String,
+pub struct MachineEntry {
+    /// The image ID.
+    pub image: Digest,
+    /// The recipe: [`MachineReceipt::recipe_of`] the inputs.
+    pub recipe: Digest,
+    /// Every input but the image, by name and value.
+    pub inputs: BTreeMap<String, Value>,
+    /// The artifact's size in bytes.
+    pub size: u64,
+    /// The artifact's SHA-256.
+    pub sha256: Digest,
+    /// The agent that it was first built for. For people.
+    pub agent: String,
 }
 
 impl Header {
@@ -207,7 +213,8 @@ impl StageEntry {
 }
 
 impl MachineEntry {
-    pub(crate) fn of(receipt: &MachineReceipt) -> Self {
+    /// Of a receipt.
+    pub fn of(receipt: &MachineReceipt) -> Self {
         Self {
             image: receipt.image,
             recipe: receipt.recipe,
@@ -218,12 +225,33 @@ impl MachineEntry {
         }
     }
 
-    pub(crate) fn key(&self) -> MachineKey {
+    /// The artifact's key.
+    pub fn key(&self) -> MachineKey {
         MachineKey { image: self.image, recipe: self.recipe }
     }
 
+    /// As one line of JSON: the same for the same receipt.
+    pub fn to_text(&self) -> String {
+        // Strings for keys and no numbers but JSON's own: it cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads [`MachineEntry::to_text`] back, and checks all that can be told
+    /// without the artifact.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let entry: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        entry.check()?;
+        match entry.to_text() == text {
+            true => Ok(entry),
+            false => Err("it is not written as a receipt is".into()),
+        }
+    }
+
     /// Whether another packer than ours made it.
-    pub(crate) fn is_foreign(&self) -> bool {
+    pub fn is_foreign(&self) -> bool {
         self.inputs.get("packer").is_some_and(|packer| packer == FOREIGN)
     }
 

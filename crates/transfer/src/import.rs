@@ -204,7 +204,7 @@ impl Import<'_> {
         let mut writer = BlobWriter::create(dir)?;
         let to = writer.path().to_owned();
         tar.file(path, size, &mut writer, &to, task)?;
-        let staged = Staged { path: to, blob: writer.finish() };
+        let staged = Staged { path: to, blob: writer.finish(), sum: None };
         let actual = staged.blob.digest()?;
         if actual == *expected {
             return Ok(staged);

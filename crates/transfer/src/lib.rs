@@ -19,9 +19,11 @@ mod publish;
 
 pub use error::{Result, Stopped, TransferError};
 pub use export::{Exported, export};
-pub use format::SCHEMA;
+pub use foreign::publish_foreign;
+pub use format::{MachineEntry, SCHEMA};
 pub use image::{ExportedImage, export_image};
 pub use import::{Expected, Imported, Status, What, import};
+pub use publish::publish_received;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use smolcellar_oci::{ImageConfig, OciError};
 use smolcellar_pack::{Artifact, PackError};
 use smolcellar_store::{
-    Digest, Event, Lookup, MachineReceipt, Reporter, StageReceipt, StagedBlob, Store, StoreError, fsio,
+    BuildLock, Digest, Event, Lookup, Machine, MachineReceipt, Reporter, StageReceipt, StagedBlob, Store,
+    StoreError, fsio,
 };
 
 use crate::error::{Result, TransferError};
@@ -18,6 +19,8 @@ use crate::import::{Imported, Status, What};
 pub(crate) struct Staged {
     pub(crate) path: PathBuf,
     pub(crate) blob: StagedBlob,
+    /// What a [`smolcellar_pack::Sum`] told that saw all of an artifact.
+    pub(crate) sum: Option<u32>,
 }
 
 /// Publishes an image: its blobs, then its receipts. Blobs that are not staged
@@ -122,6 +125,50 @@ pub(crate) fn machine(
     staged: &Staged,
     reporter: &dyn Reporter,
 ) -> Result<Imported> {
+    let key = entry.key();
+    sound_machine(what, entry, staged)?;
+    let lock = store.lock_build(&key.lock_name(), reporter)?;
+    let (machine, status) = under_lock(store, what, entry, staged, &lock, reporter)?;
+    let receipt = machine.receipt;
+    let (agent, size, sha256) = (receipt.agent, receipt.size, receipt.sha256);
+    Ok(Imported { what: What::Machine { key, agent, path: machine.path, size, sha256 }, status })
+}
+
+/// Publishes a file as the artifact that a receipt describes, unless the store
+/// has that whole: what came from elsewhere is believed here, after its digest,
+/// its parts and its manifest were found to be the receipt's. `what` is what
+/// messages call it; `sum` what a [`smolcellar_pack::Sum`] told of the file;
+/// the lock is the key's.
+///
+/// # Errors
+/// [`TransferError::Mismatch`] and [`TransferError::Invalid`] if it is not what
+/// the receipt says; [`TransferError::Store`].
+pub fn publish_received(
+    store: &Store,
+    what: &str,
+    entry: &MachineEntry,
+    blob: StagedBlob,
+    sum: Option<u32>,
+    lock: &BuildLock,
+    reporter: &dyn Reporter,
+) -> Result<(Machine, Status)> {
+    let staged = Staged { path: blob.path().to_owned(), blob, sum };
+    let actual = staged.blob.digest()?;
+    if actual != entry.sha256 {
+        let (what, entry, expected) = (what.to_owned(), format::machine_path(&entry.key()), entry.sha256);
+        return Err(TransferError::Mismatch { what, entry, expected, actual });
+    }
+    if staged.blob.size != entry.size {
+        let problem = format!("it has {} bytes, its receipt says {}", staged.blob.size, entry.size);
+        let (what, entry) = (what.to_owned(), format::machine_path(&entry.key()));
+        return Err(TransferError::Invalid { what, entry, problem });
+    }
+    sound_machine(what, entry, &staged)?;
+    under_lock(store, what, entry, &staged, lock, reporter)
+}
+
+/// Whether a staged artifact is what its receipt says.
+fn sound_machine(what: &str, entry: &MachineEntry, staged: &Staged) -> Result<()> {
     let artifact = artifact(what, &format::machine_path(&entry.key()), staged)?;
     let invalid = |problem: &str| TransferError::Invalid {
         what: what.to_owned(),
@@ -137,13 +184,18 @@ pub(crate) fn machine(
             return Err(invalid("it has no frame index"));
         }
     }
+    Ok(())
+}
+
+fn under_lock(
+    store: &Store,
+    what: &str,
+    entry: &MachineEntry,
+    staged: &Staged,
+    lock: &BuildLock,
+    reporter: &dyn Reporter,
+) -> Result<(Machine, Status)> {
     let key = entry.key();
-    let lock = store.lock_build(&key.lock_name(), reporter)?;
-    let done = |machine: smolcellar_store::Machine, status| {
-        let receipt = machine.receipt;
-        let (agent, size, sha256) = (receipt.agent, receipt.size, receipt.sha256);
-        Imported { what: What::Machine { key, agent, path: machine.path, size, sha256 }, status }
-    };
     let status = match store.machine(&key, true)? {
         Lookup::Hit(machine) => {
             if machine.receipt.sha256 != entry.sha256 {
@@ -151,11 +203,11 @@ pub(crate) fn machine(
                     format!("the cache has another artifact {key}, whole: it stays, {what}'s is left out");
                 reporter.report(Event::Warn { text: &text });
             }
-            return Ok(done(*machine, Status::Present));
+            return Ok((*machine, Status::Present));
         }
         Lookup::Miss => Status::Imported,
         Lookup::Damaged { problem } => {
-            store.quarantine_machine(&key, &problem, &lock)?;
+            store.quarantine_machine(&key, &problem, lock)?;
             let text = format!("the artifact {key} is damaged ({problem}); it was quarantined");
             reporter.report(Event::Warn { text: &text });
             Status::Replaced
@@ -172,13 +224,12 @@ pub(crate) fn machine(
         built_at: now(),
         millis: 0,
     };
-    let machine = store.publish_machine(&staged.blob.reopen()?, &staged.path, receipt)?;
-    Ok(done(machine, status))
+    Ok((store.publish_machine(&staged.blob.reopen()?, &staged.path, receipt)?, status))
 }
 
 /// What a staged artifact says of itself.
 pub(crate) fn artifact(what: &str, entry: &str, staged: &Staged) -> Result<Artifact> {
-    smolcellar_pack::read_foreign(&staged.path).map_err(|error| match error {
+    smolcellar_pack::read_foreign(&staged.path, staged.sum).map_err(|error| match error {
         // Its path is a temporary one, and building it again no remedy here.
         PackError::Artifact { problem, .. } => TransferError::Invalid {
             what: what.to_owned(),

@@ -15,6 +15,7 @@ use smolcellar_store::{Digest, Event, Reporter};
 use crate::args::Bench;
 use crate::commands::bench_cache::{ENTRIES, ManyEntries};
 use crate::commands::bench_launch::Launches;
+use crate::commands::bench_remote;
 use crate::exit;
 use crate::format;
 use crate::host::{self, Measured};
@@ -25,12 +26,15 @@ const TAG: &str = "smolcellar-bench:latest";
 const BASE: &str = "smolcellar-bench-base:latest";
 
 pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
+    if args.remote {
+        return bench_remote::run(session, args);
+    }
     let say = |text: &str| session.progress.report(Event::Note { text });
     let dir = host::workspace()?.join("target/bench");
     let store = session.store()?;
     let runtime = session.runtime(&store)?;
     let engine = Engine::find(session.global.engine.as_deref())?;
-    let project = project(&dir, &engine, &say)?;
+    let project = project(&dir, &engine, TAG, "", &say)?;
     let bench = Runner { project, cache: dir.join("cache"), runtime: runtime.lib_dir };
 
     // Once for nothing: the engine's own caches are warm for all of them.
@@ -147,14 +151,14 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
 }
 
 /// The program under measure, on a project and a cache of its own.
-struct Runner {
-    project: PathBuf,
-    cache: PathBuf,
-    runtime: PathBuf,
+pub(crate) struct Runner {
+    pub(crate) project: PathBuf,
+    pub(crate) cache: PathBuf,
+    pub(crate) runtime: PathBuf,
 }
 
 impl Runner {
-    fn build(&self, extra: &[&str]) -> Result<(Value, Measured)> {
+    pub(crate) fn build(&self, extra: &[&str]) -> Result<(Value, Measured)> {
         let env = [
             ("SMOLCELLAR_CACHE_DIR", self.cache.as_os_str()),
             ("SMOLCELLAR_SMOLVM_DIR", self.runtime.as_os_str()),
@@ -233,14 +237,21 @@ fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
+pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 /// An image of some 700 MB: a Debian build system, 60 MB that zstd cannot
-/// shrink, and a few changes in layers of their own.
-fn project(dir: &Path, engine: &Engine, say: &dyn Fn(&str)) -> Result<PathBuf> {
+/// shrink, and a few changes in layers of their own. `more` is more of its
+/// Dockerfile.
+pub(crate) fn project(
+    dir: &Path,
+    engine: &Engine,
+    tag: &str,
+    more: &str,
+    say: &dyn Fn(&str),
+) -> Result<PathBuf> {
     let context = dir.join("project/context");
     std::fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;
     if engine.inspect(BASE)?.is_none() {
@@ -256,10 +267,10 @@ fn project(dir: &Path, engine: &Engine, say: &dyn Fn(&str)) -> Result<PathBuf> {
     let put = |path: &str, bytes: &[u8]| {
         smolcellar_store::fsio::write_atomic(&scratch, &dir.join("project").join(path), bytes)
     };
-    put("smolcellar.toml", format!("[agent.big]\ncontext = \"context\"\nimage = \"{TAG}\"\n").as_bytes())?;
-    put("context/Dockerfile", DOCKERFILE.replace("BASE", BASE).as_bytes())?;
+    put("smolcellar.toml", format!("[agent.big]\ncontext = \"context\"\nimage = \"{tag}\"\n").as_bytes())?;
+    put("context/Dockerfile", (DOCKERFILE.replace("BASE", BASE) + more).as_bytes())?;
     if !context.join("noise").is_file() {
-        put("context/noise", &noise(60_000_000))?;
+        put("context/noise", &noise(0, 60_000_000))?;
     }
     Ok(dir.join("project"))
 }
@@ -270,9 +281,9 @@ RUN rm -r /usr/share/doc/bash && ln /opt/noise /opt/noise-too && echo changed > 
 ENTRYPOINT [\"/bin/bash\"]
 ";
 
-/// Bytes that do not compress and are the same every time.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+/// Bytes that do not compress and are the same every time for a seed.
+pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ seed;
     let next = || {
         state ^= state << 13;
         state ^= state >> 7;
