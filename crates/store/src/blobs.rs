@@ -25,7 +25,12 @@ impl Store {
     }
 }
 
-impl Blobs<'_> {
+impl<'a> Blobs<'a> {
+    /// Whose they are.
+    pub(crate) fn store(&self) -> &'a Store {
+        self.0
+    }
+
     /// Where the blob is, or would be.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();

@@ -44,12 +44,26 @@ pub enum Bucket {
     /// stats-v1/<days since 1970, divided by 30>.jsonl
     /// ```
     Stats,
+    /// What was pushed into the registry.
+    ///
+    /// ```text
+    /// registry-v1/<SHA-256 of the repository's name>/<manifest>.json
+    /// registry-v1/<SHA-256 of the repository's name>/tag-<SHA-256 of the tag>.json
+    /// ```
+    Registry,
 }
 
 impl Bucket {
     /// Every bucket, in the order in which `cache du` shows them.
-    pub const ALL: [Self; 6] =
-        [Self::Machines, Self::Blobs, Self::Images, Self::Runtimes, Self::Pointers, Self::Stats];
+    pub const ALL: [Self; 7] = [
+        Self::Machines,
+        Self::Blobs,
+        Self::Images,
+        Self::Registry,
+        Self::Runtimes,
+        Self::Pointers,
+        Self::Stats,
+    ];
 
     /// The folder's name, its version included.
     pub const fn folder(self) -> &'static str {
@@ -60,6 +74,7 @@ impl Bucket {
             Self::Pointers => "pointers-v1",
             Self::Runtimes => "runtimes-v1",
             Self::Stats => "stats-v1",
+            Self::Registry => "registry-v1",
         }
     }
 
@@ -72,6 +87,7 @@ impl Bucket {
             Self::Pointers => "look-ups that save work",
             Self::Runtimes => "smolvm runtimes",
             Self::Stats => "what runs did",
+            Self::Registry => "what was pushed",
         }
     }
 }

@@ -83,6 +83,8 @@ impl Store {
         let plan = gc::plan(&inventory, &Policy { all: true, ..Policy::default() }, SystemTime::now());
         let receipts: BTreeMap<_, _> =
             inventory.images.iter().map(|image| (image.image, image.allocated)).collect();
+        let pushed: BTreeMap<_, _> =
+            inventory.pushed.iter().map(|pushed| (pushed.key, pushed.allocated)).collect();
         let mut add = |folder: &str, bytes: u64| {
             if let Some(bucket) = buckets.iter_mut().find(|bucket| bucket.folder == folder) {
                 bucket.reclaimable += bytes;
@@ -96,6 +98,11 @@ impl Store {
                 Entry::Image(image) => {
                     let own = receipts.get(image).copied().unwrap_or(0).min(removal.frees);
                     add(Bucket::Images.folder(), own);
+                    add(Bucket::Blobs.folder(), removal.frees - own);
+                }
+                Entry::Pushed { key, .. } => {
+                    let own = pushed.get(key).copied().unwrap_or(0).min(removal.frees);
+                    add(Bucket::Registry.folder(), own);
                     add(Bucket::Blobs.folder(), removal.frees - own);
                 }
                 Entry::Blob(_) => add(Bucket::Blobs.folder(), removal.frees),

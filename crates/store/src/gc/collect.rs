@@ -13,6 +13,7 @@ use crate::gc::inventory::{Leased, LooseKind, Root, allocated, allocated_tree};
 use crate::gc::plan::{Entry, Plan, Removal};
 use crate::lock::{self, Exclusive};
 use crate::machines::{Files, MachineKey, list};
+use crate::pushed::PushedKey;
 use crate::report::Reporter;
 use crate::root::Store;
 use crate::{fsio, session};
@@ -116,10 +117,11 @@ impl Collector<'_> {
                 break;
             }
             let entry = removal.entry.clone();
-            blobs |= matches!(entry, Entry::Image(_));
+            blobs |= matches!(entry, Entry::Image(_) | Entry::Pushed { .. });
             let result = match &entry {
                 Entry::Machine(key) => self.remove_machine(key),
                 Entry::Image(image) => self.remove_image(image),
+                Entry::Pushed { key, touched, .. } => self.remove_pushed(key, *touched),
                 Entry::Loose(LooseKind::LeftOver(key), path) => self.remove_left_over(key, path),
                 Entry::Loose(LooseKind::Quarantined, path) => self.throw_away(&[path]).map(Ok),
                 // All of them at once, above.
@@ -185,6 +187,23 @@ impl Collector<'_> {
         Ok(Ok(freed))
     }
 
+    /// Removes a pushed manifest and the tags that name it, unless it was pushed
+    /// or pulled since it was looked at.
+    fn remove_pushed(&self, key: &PushedKey, touched: SystemTime) -> Result<Result<u64, Vec<Root>>> {
+        let name = crate::pushed::lock_name(&key.repository);
+        let Some(_locks) = self.try_locks(&name)? else { return Ok(Err(vec![Root::InUse])) };
+        let files = self.store.files_of(key)?;
+        let since =
+            |path: &Path| fs::symlink_metadata(path).and_then(|m| m.modified()).is_ok_and(|at| at > touched);
+        if files.iter().any(|path| since(path)) {
+            return Ok(Err(vec![Root::InUse]));
+        }
+        // The tags first: none of them ever names what is gone.
+        let freed = self.throw_away(&files)?;
+        let _ = fs::remove_dir(self.store.repository_dir(&key.repository));
+        Ok(Ok(freed))
+    }
+
     fn remove_left_over(&self, key: &MachineKey, path: &Path) -> Result<Result<u64, Vec<Root>>> {
         let Some(_locks) = self.try_locks(&key.lock_name())? else { return Ok(Err(vec![Root::InUse])) };
         // Finished since it was seen?
@@ -212,10 +231,11 @@ impl Collector<'_> {
         };
         let mut inventory = Default::default();
         self.store.take_in_images(&mut inventory)?;
+        self.store.take_in_pushed(&mut inventory)?;
         if !inventory.opaque.is_empty() {
             return Ok(());
         }
-        let named: BTreeSet<_> = inventory.images.iter().flat_map(|image| &image.blobs).collect();
+        let named: BTreeSet<_> = Store::named_blobs(&inventory).collect();
         for shard in list(&self.store.bucket_dir(Bucket::Blobs).join("sha256"))? {
             for path in list(&shard)? {
                 let Some(digest) = hex_name(&path) else { continue };

@@ -10,6 +10,7 @@ use crate::bucket::Bucket;
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::find::hex_name;
+use crate::gc::pushed::PushedEntry;
 use crate::machines::{MachineKey, MachineReceipt, ReceiptHead, list};
 use crate::parallel;
 use crate::root::Store;
@@ -114,6 +115,8 @@ pub struct Inventory {
     pub machines: Vec<MachineEntry>,
     /// Images that were taken in.
     pub images: Vec<ImageEntry>,
+    /// What was pushed.
+    pub pushed: Vec<PushedEntry>,
     /// Allocated bytes of every blob.
     pub blobs: BTreeMap<Digest, u64>,
     /// What nothing trusts.
@@ -130,6 +133,7 @@ impl Inventory {
     pub fn allocated(&self) -> u64 {
         self.machines.iter().map(|machine| machine.allocated).sum::<u64>()
             + self.images.iter().map(|image| image.allocated).sum::<u64>()
+            + self.pushed.iter().map(|pushed| pushed.allocated).sum::<u64>()
             + self.blobs.values().sum::<u64>()
             + self.loose.iter().map(|loose| loose.allocated).sum::<u64>()
             + self.fixed
@@ -174,6 +178,7 @@ impl Store {
         let mut found = Inventory { disk: self.disk()?, ..Inventory::default() };
         self.take_in_machines(&mut found)?;
         self.take_in_images(&mut found)?;
+        self.take_in_pushed(&mut found)?;
         for shard in list(&self.bucket_dir(Bucket::Blobs).join("sha256"))? {
             for path in list(&shard)? {
                 if let (Some(digest), Ok(metadata)) = (hex_name(&path), fs::symlink_metadata(&path)) {
@@ -187,7 +192,8 @@ impl Store {
             let kind = LooseKind::Quarantined;
             found.loose.push(Loose { kind, allocated: allocated_tree(&path), path, changed });
         }
-        let collected = [Bucket::Machines, Bucket::Images, Bucket::Blobs].map(Bucket::folder);
+        let collected =
+            [Bucket::Machines, Bucket::Images, Bucket::Registry, Bucket::Blobs].map(Bucket::folder);
         for path in list(self.root())? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if !collected.contains(&name) && name != "quarantine" {
@@ -208,6 +214,12 @@ impl Store {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
+    }
+
+    /// Every digest that a receipt needs.
+    pub(super) fn named_blobs(found: &Inventory) -> impl Iterator<Item = &Digest> {
+        let images = found.images.iter().flat_map(|image| &image.blobs);
+        images.chain(found.pushed.iter().flat_map(|pushed| &pushed.blobs))
     }
 
     fn take_in_machines(&self, found: &mut Inventory) -> Result<()> {

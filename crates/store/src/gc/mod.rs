@@ -11,6 +11,7 @@ mod plan;
 #[cfg(test)]
 mod plan_tests;
 mod policy;
+mod pushed;
 #[cfg(test)]
 mod race_tests;
 
@@ -19,3 +20,4 @@ pub(crate) use inventory::allocated;
 pub use inventory::{Disk, ImageEntry, Inventory, Loose, LooseKind, MachineEntry, Root};
 pub use plan::{Entry, Kept, Limit, Plan, Reason, Removal, plan};
 pub use policy::{Amount, Policy, parse_age};
+pub use pushed::PushedEntry;

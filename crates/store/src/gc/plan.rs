@@ -8,7 +8,10 @@ use std::time::{Duration, SystemTime};
 use crate::digest::Digest;
 use crate::gc::inventory::{ImageEntry, Inventory, Loose, LooseKind, MachineEntry, Root};
 use crate::gc::policy::Policy;
+use crate::gc::pushed::PushedEntry;
 use crate::machines::MachineKey;
+use crate::pushed::PushedKey;
+use crate::root::Store;
 
 /// Something that can be removed on its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +21,16 @@ pub enum Entry {
     /// The receipts of an image. Its blobs go with it, unless another image has
     /// them too.
     Image(Digest),
+    /// A manifest that was pushed, with its tags. Its blobs go with it, unless
+    /// something else has them too.
+    Pushed {
+        /// Its place.
+        key: PushedKey,
+        /// The repository's name.
+        repository: String,
+        /// When it was last changed or used: it stays if it was since.
+        touched: SystemTime,
+    },
     /// A blob that no receipt names.
     Blob(Digest),
     /// What nothing trusts.
@@ -112,10 +125,11 @@ pub fn plan(inventory: &Inventory, policy: &Policy, now: SystemTime) -> Plan {
 
 struct Planner<'a> {
     inventory: &'a Inventory,
-    /// How many images that stay name a blob.
+    /// How many images and pushed manifests that stay name a blob.
     names: BTreeMap<Digest, u32>,
     machines: Vec<(&'a MachineEntry, Vec<Root>)>,
     images: Vec<&'a ImageEntry>,
+    pushed: Vec<&'a PushedEntry>,
     /// What lies in quarantine and stays so far.
     quarantined: Vec<&'a Loose>,
     limits: Vec<Limit>,
@@ -125,7 +139,7 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(inventory: &'a Inventory, policy: &Policy) -> Self {
         let mut names = BTreeMap::new();
-        for blob in inventory.images.iter().flat_map(|image| &image.blobs) {
+        for blob in Store::named_blobs(inventory) {
             *names.entry(*blob).or_insert(0) += 1;
         }
         let total = inventory.disk.total;
@@ -139,6 +153,7 @@ impl<'a> Planner<'a> {
             names,
             machines: with_roots(inventory, policy.keep_last),
             images: inventory.images.iter().collect(),
+            pushed: inventory.pushed.iter().collect(),
             quarantined: Vec::new(),
             limits: limits.into_iter().flatten().collect(),
             plan: Plan { before, after: before, ..Plan::default() },
@@ -196,6 +211,20 @@ impl<'a> Planner<'a> {
                 self.remove_image(index, reason);
             }
         }
+        self.sort_pushed();
+        for index in (0..self.pushed.len()).rev() {
+            let pushed = self.pushed[index];
+            if let (false, Some(reason)) = (pushed.in_use, reason(pushed.used)) {
+                self.remove_pushed(index, reason);
+            }
+        }
+    }
+
+    /// Oldest last, and of those used at the same time an index behind its parts.
+    fn sort_pushed(&mut self) {
+        let order =
+            |entry: &PushedEntry| (std::cmp::Reverse(entry.used), !entry.children.is_empty(), entry.key);
+        self.pushed.sort_by_key(|entry| order(entry));
     }
 
     fn limited(&mut self) {
@@ -216,23 +245,36 @@ impl<'a> Planner<'a> {
                 self.remove_image(index, Reason::Derived(limit));
             }
         }
-        let (mut machine, mut image) = (self.machines.len(), self.images.len());
+        let (mut machine, mut image, mut pushed) =
+            (self.machines.len(), self.images.len(), self.pushed.len());
         while let Some(limit) = self.exceeded() {
             let next_machine = (0..machine).rev().find(|index| self.machines[*index].1.is_empty());
             // Those with an artifact are gone, or in use.
             let next_image = (0..image).rev().find(|index| !self.images[*index].in_use);
+            let next_pushed = (0..pushed).rev().find(|index| !self.pushed[*index].in_use);
+            let used = [
+                next_machine.map(|index| self.machines[index].0.used),
+                next_image.map(|index| self.images[index].used),
+                next_pushed.map(|index| self.pushed[index].used),
+            ];
+            let oldest = used.iter().flatten().min();
+            let which = used.iter().position(|used| used.as_ref() == oldest);
             let reason = Reason::LeastRecent(limit);
-            match (next_machine, next_image) {
-                (None, None) => break,
-                (Some(m), i) if i.is_none_or(|i| self.machines[m].0.used <= self.images[i].used) => {
-                    self.remove_machine(m, reason);
-                    machine = m;
+            match (which, next_machine, next_image, next_pushed) {
+                (Some(0), Some(index), ..) => {
+                    self.remove_machine(index, reason);
+                    machine = index;
                 }
-                (_, Some(i)) => {
-                    self.remove_image(i, reason);
-                    image = i;
+                (Some(1), _, Some(index), _) => {
+                    self.remove_image(index, reason);
+                    image = index;
                 }
-                (Some(_), None) => unreachable!("the guard before is true without an image"),
+                (Some(2), .., Some(index)) => {
+                    self.remove_pushed(index, reason);
+                    pushed = index;
+                }
+                // All else is held.
+                _ => break,
             }
         }
     }
@@ -244,8 +286,21 @@ impl<'a> Planner<'a> {
 
     fn remove_image(&mut self, index: usize, reason: Reason) {
         let image = self.images.remove(index);
-        let mut frees = image.allocated;
-        for blob in &image.blobs {
+        let frees = image.allocated + self.let_go(&image.blobs);
+        self.remove(Entry::Image(image.image), reason, frees);
+    }
+
+    fn remove_pushed(&mut self, index: usize, reason: Reason) {
+        let pushed = self.pushed.remove(index);
+        let frees = pushed.allocated + self.let_go(&pushed.blobs);
+        let (key, repository, touched) = (pushed.key, pushed.repository.clone(), pushed.touched);
+        self.remove(Entry::Pushed { key, repository, touched }, reason, frees);
+    }
+
+    /// What is free when one less names these blobs.
+    fn let_go(&mut self, blobs: &BTreeSet<Digest>) -> u64 {
+        let mut frees = 0;
+        for blob in blobs {
             if let Some(names) = self.names.get_mut(blob) {
                 *names -= 1;
                 if *names == 0 && self.inventory.opaque.is_empty() {
@@ -253,7 +308,7 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        self.remove(Entry::Image(image.image), reason, frees);
+        frees
     }
 
     /// The first limit that is exceeded once all of the plan is gone.

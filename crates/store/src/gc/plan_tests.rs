@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use crate::digest::Digest;
 use crate::gc::*;
 use crate::machines::MachineKey;
+use crate::pushed::PushedKey;
 
 fn digest(number: u8) -> Digest {
     Digest::of(&[number])
@@ -64,6 +65,25 @@ fn images() -> impl Strategy<Value = Vec<ImageEntry>> {
     })
 }
 
+/// In one repository.
+fn pushed() -> impl Strategy<Value = Vec<PushedEntry>> {
+    let one = (0..100_u64, btree_set(0..12_u8, 0..5), 0..4000_i64, proptest::bool::weighted(0.15));
+    btree_map(20..26_u8, one, 0..6).prop_map(|map| {
+        let entry =
+            |(manifest, (allocated, blobs, days, in_use)): (u8, (_, BTreeSet<u8>, _, _))| PushedEntry {
+                key: PushedKey::new("a", digest(manifest)),
+                repository: "a".into(),
+                allocated,
+                blobs: blobs.into_iter().map(digest).collect(),
+                children: BTreeSet::new(),
+                touched: day(days),
+                used: day(days),
+                in_use,
+            };
+        map.into_iter().map(entry).collect()
+    })
+}
+
 fn inventory() -> impl Strategy<Value = Inventory> {
     let loose = (any::<bool>(), 0..1000_u64, 0..4000_i64).prop_map(|(left, allocated, days)| Loose {
         kind: match left {
@@ -76,11 +96,12 @@ fn inventory() -> impl Strategy<Value = Inventory> {
     });
     let blobs = btree_map((0..12_u8).prop_map(digest), 0..1000_u64, 0..12);
     let opaque = proptest::bool::weighted(0.1);
-    (machines(), images(), blobs, vec(loose, 0..4), 0..500_u64, 0..5000_u64, opaque).prop_map(
-        |(machines, images, blobs, loose, fixed, available, opaque)| Inventory {
+    (machines(), images(), pushed(), blobs, vec(loose, 0..4), 0..500_u64, 0..5000_u64, opaque).prop_map(
+        |(machines, images, pushed, blobs, loose, fixed, available, opaque)| Inventory {
             disk: Disk { total: 10_000, available },
             machines,
             images,
+            pushed,
             blobs,
             loose: loose
                 .into_iter()
@@ -117,9 +138,15 @@ fn carried_out(inventory: &Inventory, plan: &Plan) -> Inventory {
     let mut left = inventory.clone();
     left.machines.retain(|machine| !gone.contains(&Entry::Machine(machine.key)));
     left.images.retain(|image| !gone.contains(&Entry::Image(image.image)));
+    left.pushed.retain(|pushed| {
+        !gone.iter().any(|entry| matches!(entry, Entry::Pushed { key, .. } if *key == pushed.key))
+    });
     left.loose.retain(|loose| !gone.contains(&Entry::Loose(loose.kind, loose.path.clone())));
-    let before: BTreeSet<_> = inventory.images.iter().flat_map(|image| image.blobs.clone()).collect();
-    let named: BTreeSet<_> = left.images.iter().flat_map(|image| image.blobs.clone()).collect();
+    let named = |inventory: &Inventory| -> BTreeSet<_> {
+        let images = inventory.images.iter().flat_map(|image| image.blobs.clone());
+        images.chain(inventory.pushed.iter().flat_map(|pushed| pushed.blobs.clone())).collect()
+    };
+    let (before, named) = (named(inventory), named(&left));
     let opaque = !inventory.opaque.is_empty();
     left.blobs.retain(|blob, _| {
         let orphaned = before.contains(blob) && !named.contains(blob) && !opaque;
@@ -155,12 +182,14 @@ proptest! {
         for image in inventory.images.iter().filter(|image| image.in_use) {
             prop_assert!(!plan.remove.iter().any(|removal| removal.entry == Entry::Image(image.image)));
         }
-        // A blob that a staying image names stays.
+        // A blob that a staying image or manifest names stays.
         let left = carried_out(&inventory, &plan);
-        for image in &left.images {
-            for blob in &image.blobs {
-                prop_assert_eq!(left.blobs.get(blob), inventory.blobs.get(blob));
-            }
+        for pushed in inventory.pushed.iter().filter(|pushed| pushed.in_use) {
+            prop_assert!(left.pushed.iter().any(|left| left.key == pushed.key));
+        }
+        let images = left.images.iter().flat_map(|image| &image.blobs);
+        for blob in images.chain(left.pushed.iter().flat_map(|pushed| &pushed.blobs)) {
+            prop_assert_eq!(left.blobs.get(blob), inventory.blobs.get(blob));
         }
     }
 
@@ -187,6 +216,7 @@ proptest! {
             let kept: BTreeSet<_> = plan.kept.iter().map(|kept| kept.key).collect();
             prop_assert!(left.machines.iter().all(|machine| kept.contains(&machine.key)));
             prop_assert!(left.images.iter().all(|image| image.in_use));
+            prop_assert!(left.pushed.iter().all(|pushed| pushed.in_use));
             prop_assert_eq!(left.loose, vec![]);
         }
     }

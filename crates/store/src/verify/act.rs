@@ -9,6 +9,7 @@ use super::look::{Look, Verdict};
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::fsio;
+use crate::pushed::{PushedKey, lock_name};
 use crate::report::Reporter;
 use crate::root::Store;
 use crate::session::same_file;
@@ -34,6 +35,7 @@ pub(super) fn act(store: &Store, reporter: &dyn Reporter, item: &Item, wait: boo
         Work::Blob(digest) => return blob(store, digest),
         Work::Stage(image, _) => image.hex(),
         Work::Machine(key) => key.lock_name(),
+        Work::Pushed(PushedKey { repository, .. }) | Work::Tag(repository, _) => lock_name(repository),
     };
     let lock = match wait {
         true => Some(store.lock_build(&name, reporter)?),
@@ -53,7 +55,7 @@ pub(super) fn act(store: &Store, reporter: &dyn Reporter, item: &Item, wait: boo
 
 /// Blobs have no lock of their own: the file that was hashed is the one that is
 /// moved, or it is put back.
-fn blob(store: &Store, digest: &Digest) -> Result<Outcome> {
+pub(super) fn blob(store: &Store, digest: &Digest) -> Result<Outcome> {
     let path = store.blobs().path(digest);
     let sound = Ok(Outcome::Acted(Acted::Done));
     let Ok(metadata) = fs::symlink_metadata(&path) else { return sound };

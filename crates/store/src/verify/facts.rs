@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::find::hex_name;
 use crate::fsio;
 use crate::machines::{MachineKey, list};
+use crate::pushed::{PushedKey, PushedManifest, PushedTag, lock_name};
 
 /// The highest version of a pointer.
 const POINTER: u64 = 2;
@@ -27,6 +28,11 @@ impl Run<'_> {
         for item in &listed.items {
             if let Work::Stage(image, stage) = &item.work {
                 self.named_blobs(&item.path, image, stage);
+            }
+            match &item.work {
+                Work::Pushed(key) => self.pushed_blobs(&item.path, key),
+                Work::Tag(..) => self.tagged(&item.path),
+                _ => {}
             }
         }
         for (path, ours) in &listed.strange {
@@ -50,6 +56,33 @@ impl Run<'_> {
             let problem = format!("its {} {} is missing or has another size", blob.role, blob.digest);
             let kept = Action::Kept("a build that needs the image takes it in again".into());
             self.finding(path.to_owned(), problem, kept, Subject::Stage(*image, stage.to_owned()));
+        }
+    }
+
+    /// As [`Run::named_blobs`], of what was pushed.
+    fn pushed_blobs(&self, path: &Path, key: &PushedKey) {
+        // Half of what is being pushed or collected would look damaged.
+        let Ok(_locked) = self.store.lock_build(&lock_name(&key.repository), self.reporter) else { return };
+        let Ok(Some(receipt)) = fsio::read_sealed::<PushedManifest>(path, PushedManifest::SCHEMA) else {
+            return;
+        };
+        let lost = receipt.blobs.iter().find(|blob| !self.store.blobs().has(&blob.digest, blob.size));
+        if let Some(blob) = lost {
+            let problem = format!("its {} {} is missing or has another size", blob.role, blob.digest);
+            let kept = Action::Kept(format!("push {} again", receipt.repository));
+            self.finding(path.to_owned(), problem, kept, Subject::Other);
+        }
+    }
+
+    fn tagged(&self, path: &Path) {
+        let Ok(Some(tag)) = fsio::read_sealed::<PushedTag>(path, PushedTag::SCHEMA) else { return };
+        let key = PushedKey::new(&tag.repository, tag.manifest);
+        let Ok(_locked) = self.store.lock_build(&lock_name(&key.repository), self.reporter) else { return };
+        let receipt = path.with_file_name(format!("{}.json", key.manifest.hex()));
+        if path.exists() && !receipt.exists() {
+            let problem = format!("its manifest {} is not there", tag.manifest);
+            let kept = Action::Kept(format!("push {}:{} again", tag.repository, tag.tag));
+            self.finding(path.to_owned(), problem, kept, Subject::Other);
         }
     }
 

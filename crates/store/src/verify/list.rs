@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::find::hex_name;
 use crate::machines::{Files, MachineKey, list};
+use crate::pushed::{Named, PushedKey};
 use crate::quarantine::receipt_at;
 use crate::root::Store;
 
@@ -30,6 +31,10 @@ pub(super) enum Work {
     Blob(Digest),
     Stage(Digest, String),
     Machine(MachineKey),
+    /// A pushed manifest's receipt.
+    Pushed(PushedKey),
+    /// A pushed tag: its repository's and its own SHA-256.
+    Tag(Digest, Digest),
 }
 
 impl Work {
@@ -37,6 +42,7 @@ impl Work {
         match self {
             Self::Blob(digest) => Subject::Blob(*digest),
             Self::Stage(image, stage) => Subject::Stage(*image, stage.clone()),
+            Self::Pushed(_) | Self::Tag(..) => Subject::Other,
             Self::Machine(key) => {
                 let receipt = receipt_at(&Files::of(store, key).receipt);
                 let receipt = receipt.filter(|receipt| receipt.key() == *key);
@@ -62,6 +68,7 @@ impl Listing {
         listed.blobs(store)?;
         listed.images(store)?;
         listed.machines(store)?;
+        listed.registry(store)?;
         if let Some(keys) = &options.keys {
             listed.only(store, keys);
         }
@@ -97,6 +104,7 @@ impl Listing {
             Work::Blob(digest) => blobs.contains(digest),
             Work::Stage(image, _) => images.contains(image),
             Work::Machine(key) => keys.contains(key),
+            Work::Pushed(_) | Work::Tag(..) => false,
         });
         self.strange.clear();
         self.leftovers.retain(|path| {
@@ -148,6 +156,29 @@ impl Listing {
                     }
                     _ => self.strange.push((path, true)),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn registry(&mut self, store: &Store) -> Result<()> {
+        for dir in list(&store.bucket_dir(Bucket::Registry))? {
+            let Some(repository) = hex_name(&dir).filter(|_| !is_no_folder(&dir)) else {
+                self.strange.push((dir, true));
+                continue;
+            };
+            for path in list(&dir)? {
+                let (digest, work) = match Named::of(&path) {
+                    Some(Named::Manifest(manifest)) => {
+                        (manifest, Work::Pushed(PushedKey { repository, manifest }))
+                    }
+                    Some(Named::Tag(tag)) => (tag, Work::Tag(repository, tag)),
+                    None => {
+                        self.strange.push((path, true));
+                        continue;
+                    }
+                };
+                self.item(digest.hex(), path, work);
             }
         }
         Ok(())

@@ -9,7 +9,9 @@ use super::TASK;
 use super::list::Work;
 use crate::digest::{Digest, Hasher};
 use crate::error::StoreError;
+use crate::fsio;
 use crate::machines::{Lookup, MachineKey};
+use crate::pushed::{PushedKey, PushedManifest, PushedTag};
 use crate::report::{Event, Reporter};
 use crate::root::Store;
 
@@ -47,6 +49,8 @@ impl<'a> Look<'a> {
         let verdict = match work {
             Work::Blob(digest) => self.blob(digest),
             Work::Stage(image, stage) => self.stage(image, stage),
+            Work::Pushed(key) => self.pushed(key),
+            Work::Tag(repository, tag) => self.tag(repository, tag),
             Work::Machine(key) => self.machine(key),
         };
         if self.given_up.get() { Verdict::Interrupted } else { verdict }
@@ -72,6 +76,29 @@ impl<'a> Look<'a> {
         match self.store.stage_receipt(image, stage) {
             Ok(Some(receipt)) if receipt.image != *image || receipt.stage != *stage => {
                 Verdict::Damaged("it is the receipt of something else".into())
+            }
+            Ok(_) => Verdict::Sound,
+            Err(error) => of_error(error),
+        }
+    }
+
+    fn pushed(&self, key: &PushedKey) -> Verdict {
+        let path = self.store.repository_dir(&key.repository).join(format!("{}.json", key.manifest.hex()));
+        match fsio::read_sealed::<PushedManifest>(&path, PushedManifest::SCHEMA) {
+            Ok(Some(receipt)) if PushedKey::new(&receipt.repository, receipt.manifest) != *key => {
+                Verdict::Damaged("it is the receipt of something else".into())
+            }
+            Ok(_) => Verdict::Sound,
+            Err(error) => of_error(error),
+        }
+    }
+
+    fn tag(&self, repository: &Digest, tag: &Digest) -> Verdict {
+        let path = self.store.repository_dir(repository).join(format!("tag-{}.json", tag.hex()));
+        let of = |text: &str| Digest::of(text.as_bytes());
+        match fsio::read_sealed::<PushedTag>(&path, PushedTag::SCHEMA) {
+            Ok(Some(found)) if (of(&found.repository), of(&found.tag)) != (*repository, *tag) => {
+                Verdict::Damaged("it is another tag's".into())
             }
             Ok(_) => Verdict::Sound,
             Err(error) => of_error(error),

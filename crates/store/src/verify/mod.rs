@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Serialize, Serializer};
 
+use crate::blobs::Blobs;
 use crate::digest::Digest;
 use crate::error::{Result, StoreError};
 use crate::machines::{MachineKey, MachineReceipt};
@@ -157,6 +158,20 @@ impl Store {
         found.damaged.sort_by(|a, b| a.path.cmp(&b.path));
         found.newer.sort();
         Ok(found)
+    }
+}
+
+impl Blobs<'_> {
+    /// Hashes a blob, and moves it to quarantine if its bytes are not its name's;
+    /// what was wrong.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if it cannot be read or moved.
+    pub fn quarantine_if_damaged(&self, digest: &Digest) -> Result<Option<String>> {
+        match act::blob(self.store(), digest)? {
+            act::Outcome::Acted(_) => Ok(None),
+            act::Outcome::Moved(problem, _) => Ok(Some(problem)),
+        }
     }
 }
 

@@ -28,9 +28,10 @@ impl Random {
 /// Every file whose contents matter.
 fn files(store: &Store) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> = [Bucket::Blobs, Bucket::Images, Bucket::Machines, Bucket::Pointers]
-        .map(|bucket| store.bucket_dir(bucket))
-        .into();
+    let mut folders: Vec<_> =
+        [Bucket::Blobs, Bucket::Images, Bucket::Machines, Bucket::Pointers, Bucket::Registry]
+            .map(|bucket| store.bucket_dir(bucket))
+            .into();
     folders.push(store.pins_dir());
     while let Some(folder) = folders.pop() {
         for path in crate::machines::list(&folder).unwrap() {

@@ -94,6 +94,7 @@ pub(super) fn what(entry: &Entry) -> String {
     match entry {
         Entry::Machine(key) => format!("artifact {key}"),
         Entry::Image(image) => format!("image {}", image.short()),
+        Entry::Pushed { key, repository, .. } => format!("pushed {repository}@{}", key.manifest.short()),
         Entry::Blob(digest) => format!("blob {}", digest.short()),
         Entry::Loose(LooseKind::LeftOver(key), _) => format!("left over of {key}"),
         Entry::Loose(LooseKind::Quarantined, path) => {
@@ -155,6 +156,9 @@ fn entry_json(entry: &Entry) -> Value {
     match entry {
         Entry::Machine(key) => json!({ "kind": "artifact", "image_id": key.image, "recipe": key.recipe }),
         Entry::Image(image) => json!({ "kind": "image", "image_id": image }),
+        Entry::Pushed { key, repository, .. } => {
+            json!({ "kind": "pushed", "repository": repository, "digest": key.manifest })
+        }
         Entry::Blob(digest) => json!({ "kind": "blob", "digest": digest }),
         Entry::Loose(LooseKind::LeftOver(_), path) => json!({ "kind": "left-over", "path": path }),
         Entry::Loose(LooseKind::Quarantined, path) => json!({ "kind": "quarantined", "path": path }),
