@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 static UNDER_WAY: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
@@ -51,12 +51,28 @@ pub fn spawn(command: &mut Command) -> std::io::Result<(Child, UnderWay)> {
     Ok((child, UnderWay(pid)))
 }
 
-/// Asks every program that is under way, and all that those have started, to
-/// end. Does not wait for them. Not those that have this process's terminal,
-/// which hear of its signals themselves.
+/// Ends every program that is under way, with all that those have started: asks,
+/// and after a second makes them. Not those that have this process's terminal,
+/// which hear of its signals themselves. Somebody else must go on waiting for them.
 pub fn end_all() {
+    signal_all(Signal::TERM);
+    let began = std::time::Instant::now();
+    while any() && began.elapsed() < std::time::Duration::from_secs(1) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    signal_all(Signal::KILL);
+}
+
+fn signal_all(signal: Signal) {
     for pid in UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         // Failing means that it is gone already.
-        let _ = kill_process_group(*pid, Signal::TERM);
+        let _ = kill_process_group(*pid, signal);
     }
+}
+
+/// Whether there is anything of them, be it a program that ended and was not
+/// waited for yet.
+fn any() -> bool {
+    let under_way = UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+    under_way.iter().any(|pid| test_kill_process_group(*pid).is_ok())
 }

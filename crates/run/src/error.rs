@@ -38,12 +38,14 @@ pub enum RunError {
         stderr: String,
     },
     /// It did not end in time and was killed.
-    #[error("`{operation}` did not end within {:.1} s and was killed", limit.as_secs_f64())]
+    #[error("`{operation}` did not end within {:.1} s and was killed{}", limit.as_secs_f64(), printed(stderr))]
     TimedOut {
         /// The command without its arguments.
         operation: String,
         /// The time it had.
         limit: Duration,
+        /// What it had printed on stderr, its end if that was long; empty where it is not kept.
+        stderr: String,
     },
     /// The caller changed its mind; the command was killed.
     #[error("`{operation}` was interrupted")]
@@ -67,6 +69,10 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+}
+
+fn printed(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!("; it had printed: {stderr}") }
 }
 
 fn spawn_remedy(error: &io::Error) -> &'static str {

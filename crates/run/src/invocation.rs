@@ -291,7 +291,12 @@ impl Invocation {
             let elapsed = began.elapsed();
             if let Some(limit) = limits.timeout.filter(|limit| elapsed >= *limit) {
                 end(child, own_group);
-                return Err(RunError::TimedOut { operation: self.operation.clone(), limit });
+                let printed = sinks.get(1).and_then(|sink| sink.contents().ok()).unwrap_or_default();
+                let stderr = match self.stray {
+                    Some(stray) => tail(without_first_line(stray, &printed)),
+                    None => tail(&printed),
+                };
+                return Err(RunError::TimedOut { operation: self.operation.clone(), limit, stderr });
             }
             if sinks.iter().any(Sink::is_full) {
                 end(child, own_group);
