@@ -16,6 +16,7 @@ mod check;
 mod container;
 mod container_image;
 mod error;
+mod extract;
 mod forward;
 mod guest;
 mod handle;

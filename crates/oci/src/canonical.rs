@@ -8,6 +8,8 @@
 //! before 1970, extended attributes. The root folder itself has no entry.
 
 use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
 use crate::tar_reader::BLOCK;
 use crate::tree::{Content, Inode, Tree};
@@ -92,6 +94,31 @@ impl RootFs {
     /// The sum of the sizes of all files, in bytes; hard links count once.
     pub fn content_size(&self) -> u64 {
         self.entries().filter_map(|entry| entry.data).map(|data| data.size).sum()
+    }
+}
+
+impl RootFs {
+    /// Writes the whole tar, [`RootFs::tar_size`] bytes. Contents are read from
+    /// the layers as they are written: nothing of them is held.
+    ///
+    /// # Errors
+    /// Of a layer that cannot be read, or of `out`.
+    pub fn write_tar(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut piece = vec![0; 1 << 18];
+        for entry in self.entries() {
+            out.write_all(&entry.header)?;
+            let Some(Data { layer, mut offset, size }) = entry.data else { continue };
+            let file = self.layers.get(layer).ok_or_else(|| io::Error::other("a layer is missing"))?;
+            let end = offset + size;
+            while offset < end {
+                let want = piece.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+                file.read_exact_at(&mut piece[..want], offset)?;
+                out.write_all(&piece[..want])?;
+                offset += want as u64;
+            }
+            out.write_all(&END[..(size.next_multiple_of(BLOCK) - size) as usize])?;
+        }
+        out.write_all(&END)
     }
 }
 
@@ -260,18 +287,8 @@ mod tests {
     use std::io::Read;
 
     fn write(rootfs: &RootFs) -> Vec<u8> {
-        use std::os::unix::fs::FileExt;
         let mut out = Vec::new();
-        for entry in rootfs.entries() {
-            out.extend_from_slice(&entry.header);
-            if let Some(data) = entry.data {
-                let mut bytes = vec![0; data.size as usize];
-                rootfs.layers[data.layer].read_exact_at(&mut bytes, data.offset).unwrap();
-                out.extend_from_slice(&bytes);
-                out.resize(out.len().next_multiple_of(512), 0);
-            }
-        }
-        out.extend_from_slice(&END);
+        rootfs.write_tar(&mut out).unwrap();
         out
     }
 

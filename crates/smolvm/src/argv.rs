@@ -10,7 +10,7 @@ use std::time::Duration;
 use smolcellar_run::ExecIo;
 
 use crate::error::{Error, Result};
-use crate::request::{CreateRequest, ExecRequest};
+use crate::request::{CreateRequest, ExecRequest, PackRequest};
 use crate::version::{Dialect, Feature, Version};
 
 /// The version spoken to, and how.
@@ -160,6 +160,17 @@ impl Speaker {
         Ok(args)
     }
 
+    /// `pack create`: the same words in every dialect (0.8.0 on).
+    pub(crate) fn pack(self, request: &PackRequest) -> Vec<OsString> {
+        let mut args = words(&["pack", "create", "--image", &request.image, "--output"]);
+        args.push(request.output.clone().into());
+        args.extend(words(&["--cpus", &request.cpus.to_string(), "--mem", &request.memory_mib.to_string()]));
+        if let Some(platform) = &request.platform {
+            args.extend(words(&["--oci-platform", platform]));
+        }
+        args
+    }
+
     /// Without `--all`, which is `--keep 0`. Nothing can be named: smolvm takes
     /// all that is unused but the `keep` used last.
     pub(crate) fn prune(self, keep: usize) -> Result<Vec<OsString>> {
@@ -306,6 +317,22 @@ mod tests {
             assert_eq!(line(speaker(new).delete("m1")), "machine delete --name m1 -f");
             assert_eq!(line(speaker(new).data_dir("m1")), "machine data-dir --name m1");
         }
+    }
+
+    #[test]
+    fn pack_create_names_the_image_the_output_and_the_machine() {
+        let mut request = PackRequest {
+            image: "127.0.0.1:5000/x:y".into(),
+            output: "/t/packed".into(),
+            cpus: 2,
+            memory_mib: 512,
+            platform: None,
+        };
+        let plain = "pack create --image 127.0.0.1:5000/x:y --output /t/packed --cpus 2 --mem 512";
+        assert_eq!(line(Ok(speaker("0.8.0").pack(&request))), plain);
+        request.platform = Some("linux/arm64".into());
+        assert_eq!(line(Ok(speaker("1.32.2").pack(&request))), format!("{plain} --oci-platform linux/arm64"));
+        assert_eq!(request.artifact(), Path::new("/t/packed.smolmachine"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::argv::{CopyPath, Speaker};
 use crate::error::{Error, Result};
 use crate::extraction::{self, Extraction, Extractions};
 use crate::parse::{self, EgressEvent, MachineInfo};
-use crate::request::{CreateRequest, ExecRequest};
+use crate::request::{CreateRequest, ExecRequest, PackRequest};
 use crate::runtime::Runtime;
 use crate::version::{Dialect, Feature, Version};
 
@@ -279,6 +279,17 @@ impl Cli {
     /// See [`Cli::create`].
     pub fn put(&self, from: &Path, machine: &str, path: &str, limits: Limits<'_>) -> Result<()> {
         self.run("machine cp", self.speaker.put(from, machine, path)?).succeed(limits)?;
+        Ok(())
+    }
+
+    /// `pack create`: boots a machine that pulls the image and packs it. Where
+    /// the artifact is: [`PackRequest::artifact`]. Success is a claim: some
+    /// versions have ended well with nothing done.
+    ///
+    /// # Errors
+    /// See [`Cli::create`].
+    pub fn pack(&self, request: &PackRequest, limits: Limits<'_>) -> Result<()> {
+        self.run("pack create", self.speaker.pack(request)).succeed(limits)?;
         Ok(())
     }
 

@@ -36,7 +36,7 @@ pub use extraction::{Extraction, Extractions};
 pub use host::hypervisor_framework;
 pub use managed::{InstallOptions, install};
 pub use parse::{EgressEvent, MachineInfo, MachineState};
-pub use request::{CreateRequest, ExecRequest, NotationError, Port, Secret, Volume};
+pub use request::{CreateRequest, ExecRequest, NotationError, PackRequest, Port, Secret, Volume};
 pub use runtime::{Origin, Runtime, RuntimeConfig, discard_damaged, find, known};
 pub use verify::{Problem, Repaired, Verified, repair, verify};
 pub use version::{Dialect, Feature, Version, VersionError};

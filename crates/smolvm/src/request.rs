@@ -33,6 +33,31 @@ pub struct CreateRequest {
     pub labels: Vec<(String, String)>,
 }
 
+/// What `pack create` is to pack.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackRequest {
+    /// The image, as `HOST:PORT/REPOSITORY:TAG`. Of a registry on this
+    /// machine's loopback it is pulled in the clear.
+    pub image: String,
+    /// Where the stub goes; the artifact goes beside it, with `.smolmachine` added.
+    pub output: PathBuf,
+    /// The machine's virtual processors.
+    pub cpus: u32,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
+    /// Which image of several, `linux/amd64`; `None`: this machine's.
+    pub platform: Option<String>,
+}
+
+impl PackRequest {
+    /// Where the artifact is afterwards.
+    pub fn artifact(&self) -> PathBuf {
+        let mut path = self.output.clone().into_os_string();
+        path.push(".smolmachine");
+        path.into()
+    }
+}
+
 /// What `machine exec` is to run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExecRequest {

@@ -4,9 +4,10 @@
 //! file excludes nobody. The order is
 //!
 //! 1. `gc`: one process collects
-//! 2. `build-<image>`: one process takes an image in
-//! 3. `build-<image>-<recipe>`: one process packs it; `build-registry-<repository>`:
-//!    one changes what was pushed there
+//! 2. `build-seen-<digest>`: one process builds what is new; then `build-<image>`: one
+//!    process takes an image in
+//! 3. `build-<image>-<recipe>`: one process packs it;
+//!    `build-registry-<repository>`: one changes what was pushed there
 //! 4. `use-<image>-<recipe>`, `use-<image>`: shared by everyone who reads the
 //!    artifact, or the image's blobs; exclusive while they are collected
 //! 5. `load-<image>-<recipe>`: one process loads it into an engine

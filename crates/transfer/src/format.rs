@@ -250,7 +250,12 @@ impl MachineEntry {
         }
     }
 
-    /// Whether another packer than ours made it.
+    /// Whether our packer made it.
+    pub fn is_native(&self) -> bool {
+        self.inputs.get("packer").is_some_and(|packer| packer == NATIVE)
+    }
+
+    /// Whether it was imported as a bare file.
     pub fn is_foreign(&self) -> bool {
         self.inputs.get("packer").is_some_and(|packer| packer == FOREIGN)
     }
@@ -276,7 +281,10 @@ impl MachineEntry {
     }
 }
 
-/// The value of the input `packer` for what smolcellar did not pack.
+/// The value of the input `packer` for what smolcellar packed itself.
+const NATIVE: &str = "native";
+
+/// The same for what was imported without a receipt.
 pub(crate) const FOREIGN: &str = "foreign";
 
 /// Why a header is refused.

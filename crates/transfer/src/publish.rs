@@ -175,8 +175,8 @@ fn sound_machine(what: &str, entry: &MachineEntry, staged: &Staged) -> Result<()
         entry: format::machine_path(&entry.key()),
         problem: problem.to_owned(),
     };
-    if !entry.is_foreign() {
-        // Which image a stranger's is of only whoever imported it first knew.
+    // Only ours say which image they are of, and have an index.
+    if entry.is_native() {
         if artifact.manifest.digest != entry.image.to_string() {
             return Err(invalid("its manifest names another image"));
         }
