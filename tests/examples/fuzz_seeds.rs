@@ -72,9 +72,9 @@ fn remote(artifact: &[u8]) -> (Vec<u8>, String) {
 }
 
 fn pointer() -> Vec<u8> {
-    use smolcellar_store::Digest;
-    let image = smolcellar_oci::ImageId(Digest::of(b"image"));
-    smolcellar_remote::artifact::pointer(&Digest::of(b"seen"), image).to_bytes()
+    use smolcellar_store::{Digest, MachineKey};
+    let key = MachineKey { image: Digest::of(b"image"), recipe: Digest::of(b"recipe") };
+    smolcellar_remote::artifact::pointer(&Digest::of(b"seen"), &key).to_bytes()
 }
 
 /// A whole artifact, as the packer writes it.

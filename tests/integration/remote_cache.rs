@@ -35,7 +35,7 @@ pub(crate) fn cache_with(host: &str, options: Options) -> Cache {
 /// Pulls as a build does: under the key's lock.
 pub(crate) fn pull(cache: &Cache, shelf: &Shelf, key: &MachineKey) -> Result<Pull, CacheError> {
     let lock = shelf.store.lock_build(&key.lock_name(), &Quiet).unwrap();
-    cache.pull(&shelf.store, key, "puller", &lock, &Quiet)
+    cache.pull(&shelf.store, key, Some("puller"), &lock, &Quiet)
 }
 
 fn pulled(cache: &Cache, shelf: &Shelf, key: &MachineKey) -> Pulled {
@@ -269,20 +269,27 @@ fn pointers_tell_which_image_was_made_of_what() {
     }
     let registry = Registry::start(Access::Plain);
     let cache = cache(&registry.host());
-    let (seen, other) = (Digest::of(b"seen"), Digest::of(b"other"));
-    let images = [Digest::of(b"one"), Digest::of(b"two")].map(ImageId);
-    assert_eq!(cache.image_of(&seen).unwrap(), None);
-    for image in [images[0], images[0], images[1]] {
-        cache.note_image(&seen, image).unwrap();
-        assert_eq!(cache.image_of(&seen).unwrap(), Some(image));
+    let (seen, other, recipe) = (Digest::of(b"seen"), Digest::of(b"other"), Digest::of(b"recipe"));
+    let keys = ["one", "two"].map(|image| MachineKey { image: Digest::of(image.as_bytes()), recipe });
+    let image = |seen: &Digest, recipe: &Digest| cache.image_of(seen, recipe);
+    assert_eq!(image(&seen, &recipe).unwrap(), None);
+    for key in [keys[0], keys[0], keys[1]] {
+        cache.note_image(&seen, &key).unwrap();
+        assert_eq!(image(&seen, &recipe).unwrap(), Some(ImageId(key.image)));
     }
+    // Another recipe may be of another image.
+    assert_eq!(image(&seen, &other).unwrap(), None);
+    cache.note_image(&seen, &MachineKey { recipe: other, ..keys[0] }).unwrap();
+    assert_eq!(image(&seen, &other).unwrap(), Some(ImageId(keys[0].image)));
+    assert_eq!(image(&seen, &recipe).unwrap(), Some(ImageId(keys[1].image)));
     // One under another's name.
     let raw = client(&registry.host(), Cache::options());
-    let bytes = artifact::pointer(&seen, images[0]).to_bytes();
-    raw.put_manifest(&Selector::Tag(artifact::pointer_tag(&other)), media::MANIFEST, &bytes).unwrap();
-    assert!(matches!(cache.image_of(&other), Err(CacheError::Unsound { .. })));
-    cache.note_image(&other, images[1]).unwrap();
-    assert_eq!(cache.image_of(&other).unwrap(), Some(images[1]));
+    let bytes = artifact::pointer(&seen, &keys[0]).to_bytes();
+    let tag = artifact::pointer_tag(&other, &recipe);
+    raw.put_manifest(&Selector::Tag(tag), media::MANIFEST, &bytes).unwrap();
+    assert!(matches!(image(&other, &recipe), Err(CacheError::Unsound { .. })));
+    cache.note_image(&other, &keys[1]).unwrap();
+    assert_eq!(image(&other, &recipe).unwrap(), Some(ImageId(keys[1].image)));
 }
 
 #[test]
@@ -299,7 +306,7 @@ fn a_list_has_a_line_for_what_cannot_be_read_and_finds_artifacts_by_their_first_
     for machine in &machines {
         cache.push(machine, &Quiet).unwrap();
     }
-    cache.note_image(&Digest::of(b"seen"), ImageId(Digest::of(b"image"))).unwrap();
+    cache.note_image(&Digest::of(b"seen"), &machines[0].receipt.key()).unwrap();
     let raw = client(&registry.host(), Cache::options());
     let keys: Vec<_> = machines.iter().map(|machine| machine.receipt.key()).collect();
     let first = raw.manifest(&Selector::Tag(artifact::machine_tag(&keys[0]))).unwrap().unwrap().bytes;

@@ -9,11 +9,12 @@
 //!
 //! Tags: `m-<32 hex of the image ID>-<32 hex of the recipe>` for an artifact,
 //! for a tag has 128 characters at most and the receipt tells the rest;
-//! `s-<64 hex>` for a pointer from what an image build saw to its image ID.
+//! `s-<32 hex of what an image build saw>-<32 hex of the recipe>` for a pointer
+//! to the image of which there is an artifact of that recipe.
 
 use std::collections::BTreeMap;
 
-use smolcellar_oci::{Descriptor, ImageId, Manifest, Tag, media};
+use smolcellar_oci::{Descriptor, Manifest, Tag, media};
 use smolcellar_store::{Digest, MachineKey};
 use smolcellar_transfer::MachineEntry;
 
@@ -33,6 +34,7 @@ pub const MAX_RECEIPT: usize = 1 << 20;
 const RECEIPT: &str = "smolcellar.receipt.v1";
 const BUILT_AT: &str = "smolcellar.built-at";
 const IMAGE: &str = "smolcellar.image";
+const RECIPE: &str = "smolcellar.recipe";
 const SEEN: &str = "smolcellar.seen";
 const TITLE: &str = "org.opencontainers.image.title";
 const MODE: &str = "com.smolmachines.pack.mode";
@@ -45,9 +47,9 @@ pub fn machine_tag(key: &MachineKey) -> Tag {
     tag(format!("m-{}-{}", &key.image.hex()[..HALF], &key.recipe.hex()[..HALF]))
 }
 
-/// The tag of a pointer from what an image build saw.
-pub fn pointer_tag(seen: &Digest) -> Tag {
-    tag(format!("s-{}", seen.hex()))
+/// The tag of a pointer.
+pub fn pointer_tag(seen: &Digest, recipe: &Digest) -> Tag {
+    tag(format!("s-{}-{}", &seen.hex()[..HALF], &recipe.hex()[..HALF]))
 }
 
 fn tag(text: String) -> Tag {
@@ -60,8 +62,8 @@ fn tag(text: String) -> Tag {
 pub enum Named<'a> {
     /// An artifact of ours: the first digits of its image ID and recipe.
     Machine(&'a str, &'a str),
-    /// A pointer of ours.
-    Pointer(Digest),
+    /// A pointer of ours: the first digits of what was seen and of the recipe.
+    Pointer(&'a str, &'a str),
     /// Anything else.
     Other,
 }
@@ -69,14 +71,15 @@ pub enum Named<'a> {
 /// What the name of a tag tells.
 pub fn named(tag: &Tag) -> Named<'_> {
     let hex = |text: &str| text.len() == HALF && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if let Some((image, recipe)) = tag.as_str().strip_prefix("m-").and_then(|rest| rest.split_once('-'))
-        && hex(image)
-        && hex(recipe)
-    {
-        return Named::Machine(image, recipe);
+    let halves = |kind: &str| {
+        let halves = tag.as_str().strip_prefix(kind)?.split_once('-')?;
+        (hex(halves.0) && hex(halves.1)).then_some(halves)
+    };
+    match (halves("m-"), halves("s-")) {
+        (Some((image, recipe)), _) => Named::Machine(image, recipe),
+        (None, Some((seen, recipe))) => Named::Pointer(seen, recipe),
+        (None, None) => Named::Other,
     }
-    let seen = tag.as_str().strip_prefix("s-").and_then(|hex| Digest::from_hex(hex).ok());
-    seen.map_or(Named::Other, Named::Pointer)
 }
 
 /// An artifact, as its manifest describes it.
@@ -98,12 +101,12 @@ pub struct Remote {
 pub enum Content {
     /// An artifact.
     Machine(Box<Remote>),
-    /// A pointer: what an image build saw, and the image it made.
+    /// A pointer: what an image build saw, and the artifact that there is of it.
     Pointer {
         /// The digest of what it saw.
         seen: Digest,
-        /// The image ID.
-        image: ImageId,
+        /// The image that it made, and the recipe.
+        key: MachineKey,
     },
     /// One manifest per platform, as smolvm pushes.
     Index(Vec<Descriptor>),
@@ -124,7 +127,8 @@ pub fn parse(bytes: &[u8]) -> Result<Content, String> {
             let text = annotations.get(name).ok_or_else(|| format!("it has no annotation {name}"))?;
             Digest::parse(text).map_err(|error| error.to_string())
         };
-        return Ok(Content::Pointer { seen: digest(SEEN)?, image: ImageId(digest(IMAGE)?) });
+        let key = MachineKey { image: digest(IMAGE)?, recipe: digest(RECIPE)? };
+        return Ok(Content::Pointer { seen: digest(SEEN)?, key });
     }
     let config = manifest.config.ok_or("it has no config")?;
     let mut layers = manifest.layers.unwrap_or_default();
@@ -173,12 +177,16 @@ pub fn manifest(entry: &MachineEntry, built_at: u64, config: &[u8], mode: &str) 
 }
 
 /// The manifest of a pointer. Its config and its layer are [`EMPTY_BLOB`].
-pub fn pointer(seen: &Digest, image: ImageId) -> Manifest {
+pub fn pointer(seen: &Digest, key: &MachineKey) -> Manifest {
     let mut manifest = Manifest::new(media::MANIFEST);
     manifest.artifact_type = Some(POINTER.to_owned());
     manifest.config = Some(Descriptor::of(media::EMPTY, EMPTY_BLOB));
     manifest.layers = Some(vec![Descriptor::of(media::EMPTY, EMPTY_BLOB)]);
-    manifest.annotations = Some(annotations([(IMAGE, image.to_string()), (SEEN, seen.to_string())]));
+    manifest.annotations = Some(annotations([
+        (IMAGE, key.image.to_string()),
+        (RECIPE, key.recipe.to_string()),
+        (SEEN, seen.to_string()),
+    ]));
     manifest
 }
 
@@ -225,7 +233,7 @@ mod tests {
         let tag = machine_tag(&key);
         let (image, recipe) = (key.image.hex(), key.recipe.hex());
         assert_eq!(named(&tag), Named::Machine(&image[..32], &recipe[..32]));
-        assert_eq!(named(&pointer_tag(&key.image)), Named::Pointer(key.image));
+        assert_eq!(named(&pointer_tag(&key.image, &key.recipe)), Named::Pointer(&image[..32], &recipe[..32]));
         for other in ["latest", "m-", "m-12-34", "s-12", "v1-linux-amd64", &tag.as_str().to_uppercase()] {
             assert_eq!(named(&Tag::parse(other).unwrap()), Named::Other, "{other}");
         }
@@ -233,9 +241,9 @@ mod tests {
 
     #[test]
     fn a_pointer_reads_back() {
-        let (seen, image) = (Digest::of(b"seen"), ImageId(Digest::of(b"image")));
-        let bytes = pointer(&seen, image).to_bytes();
-        assert_eq!(parse(&bytes).unwrap(), Content::Pointer { seen, image });
+        let (seen, key) = (Digest::of(b"seen"), entry(1, "").key());
+        let bytes = pointer(&seen, &key).to_bytes();
+        assert_eq!(parse(&bytes).unwrap(), Content::Pointer { seen, key });
         let broken = String::from_utf8(bytes).unwrap().replace("smolcellar.seen", "smolcellar.sewn");
         assert!(parse(broken.as_bytes()).unwrap_err().contains(SEEN));
     }

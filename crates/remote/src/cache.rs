@@ -100,7 +100,8 @@ impl Cache {
 
     /// Gets the artifact `key` into the store, if it is there: by parts, if
     /// artifacts at hand have others. Nothing is published that is not what the
-    /// key and the receipt say. `agent` is whom it is for; the lock is the key's.
+    /// key and the receipt say. `agent` is whom it is for, if not whom its receipt
+    /// says; the lock is the key's.
     ///
     /// # Errors
     /// [`CacheError`]; the store is then as it was.
@@ -108,7 +109,7 @@ impl Cache {
         &self,
         store: &Store,
         key: &MachineKey,
-        agent: &str,
+        agent: Option<&str>,
         lock: &BuildLock,
         reporter: &dyn Reporter,
     ) -> CacheResult<Pull> {
@@ -128,7 +129,8 @@ impl Cache {
         if receipt.key() != *key {
             return Err(unsound(format!("it is the artifact {}", receipt.key())));
         }
-        let entry = MachineEntry { agent: agent.to_owned(), ..receipt };
+        let agent = agent.map_or_else(|| receipt.agent.clone(), str::to_owned);
+        let entry = MachineEntry { agent, ..receipt };
         self.get(store, &at, &layer, &entry, lock, reporter).map(|pulled| Pull::Done(Box::new(pulled)))
     }
 
@@ -301,7 +303,8 @@ impl Cache {
             match read_tail(layer.size, &tail).map_err(unsound)? {
                 TailRead::Needs(more) => known = more,
                 TailRead::Whole(read) => {
-                    if read.manifest.digest != entry.image.to_string() {
+                    // Only ours say which image they are of.
+                    if entry.is_native() && read.manifest.digest != entry.image.to_string() {
                         return Err(unsound("its manifest names another image".into()));
                     }
                     let Some(index) = read.index else { return Ok(None) };
@@ -381,18 +384,20 @@ impl Cache {
         Ok(())
     }
 
-    /// The image that somebody's build made of what has this digest: image IDs
-    /// differ from build to build, and so a machine that never built it has to
-    /// be told.
+    /// The image that somebody's build made of what it saw, and of which there is
+    /// an artifact of this recipe: image IDs differ from build to build, and so a
+    /// machine that never built it has to be told.
     ///
     /// # Errors
     /// [`CacheError::Unsound`] if something else is under its tag.
-    pub fn image_of(&self, seen: &Digest) -> CacheResult<Option<ImageId>> {
-        let tag = artifact::pointer_tag(seen);
+    pub fn image_of(&self, seen: &Digest, recipe: &Digest) -> CacheResult<Option<ImageId>> {
+        let tag = artifact::pointer_tag(seen, recipe);
         let Some(fetched) = self.client.manifest(&Selector::Tag(tag.clone()))? else { return Ok(None) };
         let unsound = |problem: String| CacheError::Unsound { at: format!("{}:{tag}", self.at), problem };
         match artifact::parse(&fetched.bytes).map_err(unsound)? {
-            Content::Pointer { seen: of, image } if of == *seen => Ok(Some(image)),
+            Content::Pointer { seen: of, key } if of == *seen && key.recipe == *recipe => {
+                Ok(Some(ImageId(key.image)))
+            }
             _ => Err(unsound("it is no pointer of this name".into())),
         }
     }
@@ -402,13 +407,14 @@ impl Cache {
     ///
     /// # Errors
     /// [`CacheError`].
-    pub fn note_image(&self, seen: &Digest, image: ImageId) -> CacheResult<()> {
-        if matches!(self.image_of(seen), Ok(Some(known)) if known == image) {
+    pub fn note_image(&self, seen: &Digest, key: &MachineKey) -> CacheResult<()> {
+        if matches!(self.image_of(seen, &key.recipe), Ok(Some(known)) if known.0 == key.image) {
             return Ok(());
         }
         self.put_small(artifact::EMPTY_BLOB)?;
-        let manifest = artifact::pointer(seen, image).to_bytes();
-        self.client.put_manifest(&Selector::Tag(artifact::pointer_tag(seen)), media::MANIFEST, &manifest)?;
+        let manifest = artifact::pointer(seen, key).to_bytes();
+        let tag = artifact::pointer_tag(seen, &key.recipe);
+        self.client.put_manifest(&Selector::Tag(tag), media::MANIFEST, &manifest)?;
         Ok(())
     }
 }

@@ -113,13 +113,18 @@ impl Breaker {
         !self.no_writes.load(Ordering::Relaxed)
     }
 
+    /// It is left alone from now on.
+    pub fn trip(&self) {
+        self.no_reads.store(true, Ordering::Relaxed);
+        self.no_writes.store(true, Ordering::Relaxed);
+    }
+
     /// Reads from it. `None`: it failed before, and was not asked.
     pub fn read<T>(&self, work: impl FnOnce() -> CacheResult<T>) -> Option<CacheResult<T>> {
         self.reads().then(|| {
             let result = work();
             if result.as_ref().is_err_and(|error| !error.is_of_one_entry()) {
-                self.no_reads.store(true, Ordering::Relaxed);
-                self.no_writes.store(true, Ordering::Relaxed);
+                self.trip();
             }
             result
         })

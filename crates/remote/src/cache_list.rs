@@ -69,7 +69,7 @@ impl Cache {
         tags.dedup();
         let mut listing = Listing::default();
         tags.retain(|tag| {
-            let pointer = matches!(artifact::named(tag), Named::Pointer(_));
+            let pointer = matches!(artifact::named(tag), Named::Pointer(..));
             listing.pointers += usize::from(pointer);
             !pointer && wanted(tag)
         });
