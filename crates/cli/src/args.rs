@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use crate::args_cache::*;
+use crate::config_remote::{Mode, Place};
 use crate::output::Format;
 use crate::progress::Style;
 use clap::builder::Resettable;
@@ -73,6 +74,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Build agents into bootable artifacts, or find them in the cache.
     BuildAgent(BuildAgent),
+    /// Build agents, or get them from a cache, so that later builds and launches find them.
+    Prewarm(Prewarm),
     /// Boot an agent's artifact in a microVM and run it.
     Launch(Launch),
     /// Run a command in a machine that was launched.
@@ -127,9 +130,35 @@ pub(crate) struct BuildAgent {
     /// Build nothing: if anything would have to be built, say what and end with exit code 3.
     #[arg(long, conflicts_with_all = ["plan", "force"])]
     pub(crate) require_cache: bool,
+    /// Who packs: this program, or smolvm's own packer, which boots a machine to do it.
+    #[arg(long, value_enum, default_value_t = PackerArg::Native, env = "SMOLCELLAR_PACKER")]
+    pub(crate) packer: PackerArg,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
     /// Build again from this stage on, whatever is in the cache; from the first, without the engine's own cache.
     #[arg(long, value_name = "STAGE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "image", conflicts_with = "plan")]
     pub(crate) force: Option<Stage>,
+}
+
+/// See [`smolcellar_pipeline::Packer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PackerArg {
+    /// In this process.
+    Native,
+    /// `smolvm pack create`, from a registry on this machine.
+    Smolvm,
+}
+
+/// The cache that others share.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Remote cache")]
+pub(crate) struct RemoteArgs {
+    /// Look for what is not here in this repository of a registry, HOST/NAME, instead of the configuration's.
+    #[arg(long, value_name = "REF", env = "SMOLCELLAR_REMOTE")]
+    pub(crate) remote: Option<Place>,
+    /// Use the remote cache not at all, for reading, or also send it what was built here.
+    #[arg(long, value_name = "MODE", value_enum, env = "SMOLCELLAR_REMOTE_MODE")]
+    pub(crate) remote_mode: Option<Mode>,
 }
 
 /// See [`smolcellar_pipeline::StageName`].
@@ -143,6 +172,36 @@ pub(crate) enum Stage {
     Registry,
     /// The artifact is packed.
     Smolmachine,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Prewarm {
+    /// The agents; all of the configuration if none is named.
+    #[arg(value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// All agents of the configuration, which is the default.
+    #[arg(long, conflicts_with = "names")]
+    pub(crate) all: bool,
+    /// Also send them to this repository of a registry, HOST/NAME, unless it has them.
+    #[arg(long, value_name = "REF", conflicts_with = "check")]
+    pub(crate) push: Option<Place>,
+    /// Look for them in this repository of a registry first, or in this file that `cache export` wrote.
+    #[arg(long, value_name = "REF|FILE")]
+    pub(crate) from: Option<String>,
+    /// Only say what is in this machine's cache and what is not; exit code 3 if anything is missing.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Have smolvm unpack them too, so that a first launch need not.
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) extract: bool,
+    /// Write `key=` and `hit=` to the file that $GITHUB_OUTPUT names, for a step that keeps the cache folder.
+    #[arg(long)]
+    pub(crate) github_output: bool,
+    /// Work on so many agents at once.
+    #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) jobs: u16,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -214,6 +273,8 @@ pub(crate) struct Launch {
     /// Run with this much memory instead of the artifact's.
     #[arg(long, value_name = "MIB")]
     pub(crate) mem: Option<u32>,
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
     /// What to run instead of the image's entrypoint and arguments.
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,

@@ -6,14 +6,16 @@ use std::time::Duration;
 use clap::{Subcommand, ValueHint};
 use smolcellar_store::gc::{Amount, parse_age};
 
+use crate::config_remote::Place;
+
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Cache {
     /// Print where the cache is.
     Dir,
     /// List the artifacts, the last used first.
-    Ls,
+    Ls(OfRemote),
     /// Show what the cache takes on disk, and what of it could go.
-    Du,
+    Du(OfRemote),
     /// Show all that is known of an artifact.
     Inspect(Keys),
     /// Show hits and misses, and what the hits have saved.
@@ -34,6 +36,45 @@ pub(crate) enum Cache {
     Export(CacheExport),
     /// Take in what was exported, checking every byte of it first.
     Import(CacheImport),
+    /// Send artifacts to a repository of a registry, unless it has them.
+    Push(CachePush),
+    /// Get artifacts from a repository of a registry, checking every byte of them first.
+    Pull(CachePull),
+}
+
+/// This machine's cache, or the one that others share.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct OfRemote {
+    /// Of a repository of a registry instead, HOST/NAME; without a value, the configuration's.
+    #[arg(long, value_name = "REF", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) remote: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CachePush {
+    /// The artifacts: agents of this project, or the first digits of keys, IMAGE or IMAGE/RECIPE.
+    #[arg(value_name = "KEY|AGENT", required = true)]
+    pub(crate) keys: Vec<String>,
+    /// To this repository, HOST/NAME, instead of the configuration's.
+    #[arg(long, value_name = "REF", env = "SMOLCELLAR_REMOTE")]
+    pub(crate) to: Option<Place>,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CachePull {
+    /// The artifacts: the first digits of keys, IMAGE or IMAGE/RECIPE, as `cache ls --remote` shows them.
+    /// Or one that another packer pushed, HOST/NAME:TAG, with --image-id.
+    #[arg(value_name = "KEY|REF", required = true)]
+    pub(crate) keys: Vec<String>,
+    /// From this repository, HOST/NAME, instead of the configuration's.
+    #[arg(long, value_name = "REF", env = "SMOLCELLAR_REMOTE")]
+    pub(crate) from: Option<Place>,
+    /// The image that another packer's artifact was made of: it does not say.
+    #[arg(long, value_name = "sha256:HEX")]
+    pub(crate) image_id: Option<smolcellar_oci::ImageId>,
+    /// Make the artifact what `launch NAME` starts in this project.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) agent: Option<String>,
 }
 
 #[derive(Debug, Clone, clap::Args)]

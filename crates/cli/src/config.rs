@@ -9,11 +9,12 @@ use serde::Deserialize;
 use smolcellar_engine::BuildSpec;
 use smolcellar_launcher::{Egress, SidecarSpec};
 use smolcellar_oci::Platform;
-use smolcellar_pipeline::{AgentSpec, DEFAULT_LEVEL, Overrides, Source};
+use smolcellar_pipeline::{AgentSpec, DEFAULT_LEVEL, Overrides, Packer, Source};
 use smolcellar_store::gc::Policy;
 
 use crate::config_gc::GcTable;
 use crate::config_launch::{EgressTable, SidecarTable};
+use crate::config_remote::{Mode, Place, RemoteTable};
 use crate::exit::Usage;
 use crate::near::near;
 
@@ -40,6 +41,8 @@ struct Tables {
     agent: BTreeMap<String, Agent>,
     #[serde(default)]
     gc: GcTable,
+    #[serde(default)]
+    remote: RemoteTable,
 }
 
 /// `[agent.NAME]`.
@@ -109,12 +112,10 @@ impl Config {
     fn checked(project: &Path, file: PathBuf, tables: Tables) -> Result<Self> {
         let config = Self { project: project.to_owned(), file, tables };
         config.gc_policy()?;
+        config.remote()?;
         for name in config.tables.agent.keys() {
-            if !can_name_agent(name) {
-                let place = config.file.display();
-                bail!(Usage(format!(
-                    "{place}: '{name}' cannot name an agent: use lower-case letters, digits, '-', '_' and '.', at most 64"
-                )));
+            if let Err(error) = check_agent_name(name) {
+                bail!(Usage(format!("{}: {error}", config.file.display())));
             }
         }
         Ok(config)
@@ -128,6 +129,11 @@ impl Config {
     /// How the cache is kept in bounds.
     pub(crate) fn gc_policy(&self) -> Result<Policy> {
         self.tables.gc.policy(&self.file.display().to_string())
+    }
+
+    /// The cache that others share, and what is to be done with it.
+    pub(crate) fn remote(&self) -> Result<Option<(Place, Mode)>> {
+        self.tables.remote.resolve(&self.file.display().to_string())
     }
 
     /// The agents' names.
@@ -229,6 +235,7 @@ impl Config {
             cpus,
             memory_mib,
             level,
+            packer: Packer::default(),
             overrides: Overrides {
                 entrypoint: agent.entrypoint.clone(),
                 cmd: agent.cmd.clone(),
@@ -266,10 +273,17 @@ fn cargo_tables(cargo: &Path) -> Result<Option<Tables>> {
     Ok(parsed.workspace.and_then(|w| w.metadata).and_then(|m| m.smolcellar))
 }
 
-/// Whether an agent may have this name.
-pub(crate) fn can_name_agent(name: &str) -> bool {
+/// That an agent may have this name.
+pub(crate) fn check_agent_name(name: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
-    name.len() <= 64 && name.chars().all(fine) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    match name.len() <= 64 && name.chars().all(fine) && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        true => Ok(()),
+        false => Err(Usage(format!(
+            "'{name}' cannot name an agent: use lower-case letters, digits, '-', '_' and '.', at most 64"
+        ))
+        .into()),
+    }
 }
 
 /// The agent of an archive where no configuration says more.
@@ -288,6 +302,7 @@ pub(crate) fn bare_agent(source: Source, project: PathBuf, platform: Option<&str
         memory_mib: MEMORY_MIB,
         overrides: Overrides::default(),
         level: DEFAULT_LEVEL,
+        packer: Packer::default(),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use smolcellar_launcher::LaunchError;
 use smolcellar_pipeline::PipelineError;
+use smolcellar_remote::CacheError;
 use smolcellar_store::StoreError;
 use smolcellar_transfer::TransferError;
 
@@ -56,14 +57,19 @@ pub(crate) fn code_of(error: &anyhow::Error, in_guest: bool) -> u8 {
 /// An export or an import was asked for wrongly.
 fn is_misuse(cause: &(dyn std::error::Error + 'static)) -> bool {
     use TransferError::{NeedsImage, NeedsNoImage, NotOne, Tag};
+    if matches!(cause.downcast_ref(), Some(CacheError::NeedsImage(_) | CacheError::OtherImage(_))) {
+        return true;
+    }
     let error = cause.downcast_ref();
     matches!(error, Some(NeedsImage(_) | NeedsNoImage(_) | NotOne { .. } | Tag { .. }))
 }
 
-/// What was to be exported is not in the cache.
+/// What was to be exported is not in the cache, or what was to be pulled not in
+/// the remote one.
 fn is_miss(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause.downcast_ref(), Some(TransferError::NoMachine(_) | TransferError::NoImage(_)))
         || matches!(cause.downcast_ref(), Some(PipelineError::NotCached))
+        || matches!(cause.downcast_ref(), Some(CacheError::NoEntry { .. }))
 }
 
 /// A configured path or program is not there.
@@ -87,6 +93,10 @@ fn is_lock_timeout(cause: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(smolcellar_smolvm::Error::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else if let Some(TransferError::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else if let Some(CacheError::Store(error) | CacheError::Transfer(TransferError::Store(error))) =
+        cause.downcast_ref()
+    {
         Some(error)
     } else {
         cause.downcast_ref()

@@ -8,6 +8,7 @@ mod commands;
 mod config;
 mod config_gc;
 mod config_launch;
+mod config_remote;
 mod exit;
 mod format;
 mod host;
@@ -15,6 +16,7 @@ mod interrupt;
 mod near;
 mod output;
 mod progress;
+mod remote;
 mod session;
 
 use std::ffi::OsString;

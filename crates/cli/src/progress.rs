@@ -73,6 +73,10 @@ impl Progress {
         self.bars.suspend(|| drop(output::line(text)));
     }
 
+    fn stage_event(&self, agent: &str, report: &StageReport) {
+        output::note(&json!({ "event": "stage", "agent": agent, "stage": report }).to_string());
+    }
+
     fn begin(&self, name: &str, total: Option<u64>) {
         let bar = (self.style == Style::Auto).then(|| {
             let bar = self.bars.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));
@@ -156,7 +160,7 @@ impl Reporter for Progress {
 impl Observer for Progress {
     fn stage(&self, agent: &str, report: &StageReport) {
         if self.style == Style::Json {
-            output::note(&json!({ "event": "stage", "agent": agent, "stage": report }).to_string());
+            self.stage_event(agent, report);
         }
         if self.format == Format::Human {
             self.data(&stage_line(report));
@@ -193,6 +197,47 @@ impl Observer for OnStderr<'_> {
 
     fn line(&self, line: &str) {
         self.0.line(line);
+    }
+}
+
+/// Progress of one agent of several that are worked on at once: its name is
+/// before all that is said.
+pub(crate) struct OfAgent<'a> {
+    progress: &'a Progress,
+    agent: &'a str,
+}
+
+impl Progress {
+    /// For commands that work on several agents at once.
+    pub(crate) fn of_agent<'a>(&'a self, agent: &'a str) -> OfAgent<'a> {
+        OfAgent { progress: self, agent }
+    }
+}
+
+impl Reporter for OfAgent<'_> {
+    fn report(&self, event: Event<'_>) {
+        let named = |task: &str| format!("{} {task}", self.agent);
+        match event {
+            Event::Begin { task, total } => self.progress.report(Event::Begin { task: &named(task), total }),
+            Event::Advance { task, bytes } => {
+                self.progress.report(Event::Advance { task: &named(task), bytes });
+            }
+            Event::End { task } => self.progress.report(Event::End { task: &named(task) }),
+            other => self.progress.report(other),
+        }
+    }
+}
+
+impl Observer for OfAgent<'_> {
+    fn stage(&self, agent: &str, report: &StageReport) {
+        match self.progress.style {
+            Style::Json => self.progress.stage_event(agent, report),
+            _ => self.progress.say("stage", &format!("{agent}: {}", stage_line(report).trim_start())),
+        }
+    }
+
+    fn line(&self, line: &str) {
+        self.progress.line(line);
     }
 }
 

@@ -24,6 +24,29 @@ pub struct AgentSpec {
     pub overrides: Overrides,
     /// zstd's level.
     pub level: i32,
+    /// Who packs it.
+    pub packer: Packer,
+}
+
+/// Who packs an artifact.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packer {
+    /// We do, in this process.
+    #[default]
+    Native,
+    /// `smolvm pack create` does, in a machine that it boots, from a registry
+    /// that we run for it.
+    Smolvm,
+}
+
+impl Packer {
+    /// The name as receipts and the command line have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Smolvm => "smolvm",
+        }
+    }
 }
 
 /// What the configuration says instead of the image. `None` and empty leave

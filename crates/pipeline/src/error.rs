@@ -48,6 +48,17 @@ pub enum PipelineError {
         "what the cache had of the image was damaged, and building it again gave another one; run the command again"
     )]
     Moved,
+    /// smolvm's packer did something else than it was asked to.
+    #[error(
+        "`smolvm pack create` did not do what it was to: {0}; leave `--packer smolvm` out, and smolcellar packs itself"
+    )]
+    Packer(String),
+    /// The registry for smolvm's packer failed.
+    #[error(transparent)]
+    Registry(#[from] smolcellar_registry::RegistryError),
+    /// smolvm's packer failed.
+    #[error(transparent)]
+    Smolvm(#[from] smolcellar_smolvm::Error),
     /// An engine is needed and there is none.
     #[error("an image build needs a container engine")]
     NoEngine,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use smolcellar_engine::context::{Builder, ContextListing, ContextSpec, Dockerfile, Listed, list};
 use smolcellar_engine::{BuildSpec, Engine, Kind};
 use smolcellar_store::{Digest, Hasher};
@@ -93,6 +94,19 @@ impl BuildFacts {
         }
         add(&context.fingerprint().hex());
         Some(hasher.finish())
+    }
+
+    /// The digest of what can be told of the sources on any machine: without the
+    /// engine, and its IDs of the images that the Dockerfile names. It may be the
+    /// same for two images; that is told when either is built.
+    pub(crate) fn sources(&self) -> Digest {
+        let listing = self.context.as_ref().map(ContextListing::fingerprint);
+        let names: Vec<&String> = self.bases.keys().collect();
+        let told = json!({
+            "target": self.target, "platform": self.platform, "build-args": self.build_args,
+            "bases": names, "context": listing, "unseen": self.unseen,
+        });
+        Digest::of(told.to_string().as_bytes())
     }
 
     fn list(&mut self, spec: &BuildSpec, previous: Option<&ContextListing>) -> bool {

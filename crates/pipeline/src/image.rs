@@ -5,7 +5,7 @@ use std::path::Path;
 
 use smolcellar_engine::{BuildSpec, Engine};
 use smolcellar_oci::{ImageId, Wanted};
-use smolcellar_store::{Digest, Store};
+use smolcellar_store::{BuildLock, Digest, Store};
 
 use crate::agent::{AgentSpec, Source};
 use crate::error::{PipelineError, Result};
@@ -26,21 +26,48 @@ pub(crate) struct Found {
     pub(crate) facts: Option<BuildFacts>,
     /// Uncompressed bytes, where the engine was asked.
     pub(crate) size: Option<u64>,
+    /// What keeps others from building the same sources; to be held until it is
+    /// remembered what they made.
+    pub(crate) lock: Option<BuildLock>,
 }
 
 /// Runs the stage. An engine is asked to build unless what it would see was
-/// built before.
-pub(crate) fn resolve(context: Context<'_>, agent: &AgentSpec, last: Option<&BuildRecord>) -> Result<Found> {
+/// built before, here or elsewhere for this recipe.
+pub(crate) fn resolve(
+    context: Context<'_>,
+    agent: &AgentSpec,
+    recipe: &Digest,
+    last: Option<&BuildRecord>,
+) -> Result<Found> {
     match &agent.source {
         Source::Build { before, build } => {
             let engine = context.engine.ok_or(PipelineError::NoEngine)?;
             before::run(before, &agent.project, &|line| context.observer.line(line))?;
             let facts = BuildFacts::gather(build, engine, last.and_then(|last| last.facts.as_ref()));
-            let seen = facts.fingerprint().and_then(|seen| pointer::built_from(context.store, &seen));
-            match seen.filter(|_| context.force != Some(StageName::Image)) {
-                Some(id) => Ok(Found { id: Some(id), facts: Some(facts), ..Found::default() }),
+            let seen = facts.fingerprint().filter(|_| context.force != Some(StageName::Image));
+            let here = || seen.and_then(|seen| pointer::built_from(context.store, &seen));
+            let found = |id, lock| Found { id: Some(id), facts: None, lock, ..Found::default() };
+            if let Some(id) = here() {
+                return Ok(Found { facts: Some(facts), ..found(id, None) });
+            }
+            // Of many that find the same sources new, one asks elsewhere and has
+            // them built; the others wait for what it makes of them.
+            let lock = match seen {
+                Some(seen) => {
+                    let name = format!("seen-{}", seen.hex());
+                    Some(context.store.lock_build(&name, context.observer)?)
+                }
+                None => None,
+            };
+            if let Some(id) = here() {
+                return Ok(Found { facts: Some(facts), ..found(id, None) });
+            }
+            let elsewhere =
+                seen.zip(context.elsewhere).and_then(|(seen, elsewhere)| elsewhere.image_of(&seen, recipe));
+            match elsewhere {
+                Some(id) => Ok(Found { facts: Some(facts), ..found(id, lock) }),
                 None if context.only_cached => Err(PipelineError::NotCached),
-                None => ask(context, build, facts),
+                None => Ok(Found { lock, ..ask(context, build, facts)? }),
             }
         }
         Source::Archive(path) => Ok(Found { id: peek(agent, path)?, ..Found::default() }),
@@ -66,7 +93,7 @@ pub(crate) fn ask(context: Context<'_>, build: &BuildSpec, facts: BuildFacts) ->
     let fresh = BuildSpec { no_cache: context.force == Some(StageName::Image), ..build.clone() };
     let id = engine.build(&fresh, &store.scratch()?, &|line| observer.line(line))?;
     let (image, size) = config_digest(store, engine, &id)?;
-    Ok(Found { id: image, engine_id: Some(id), facts: Some(facts), size })
+    Ok(Found { id: image, engine_id: Some(id), facts: Some(facts), size, lock: None })
 }
 
 /// The image ID behind an engine's ID, where the store or the engine can tell.

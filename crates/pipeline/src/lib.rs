@@ -8,6 +8,8 @@
 
 mod agent;
 mod before;
+mod cache_key;
+mod elsewhere;
 mod error;
 mod explain;
 mod facts;
@@ -21,15 +23,18 @@ mod record;
 mod registry;
 mod repair;
 mod run;
+mod smolvm_packer;
 mod tarball;
 
-pub use agent::{AgentSpec, Overrides, Source};
+pub use agent::{AgentSpec, Overrides, Packer, Source};
+pub use cache_key::cache_key;
+pub use elsewhere::{Elsewhere, Pulled};
 pub use error::{PipelineError, Result};
 pub use explain::{InputChange, StageWhy, between};
 pub use facts::BuildFacts;
 pub use outcome::{Observer, Outcome, StageName, StageReport, StageStatus};
 pub use plan::{BuildPlan, Expect, PlannedStage, plan};
-pub use pointer::{AgentPointer, last_built, remember_built, sweep_pointers};
+pub use pointer::{AgentPointer, last_built, remember_built, seen_of, sweep_pointers};
 pub use recipe::{DEFAULT_LEVEL, changed, inputs};
 pub use record::{BuildRecord, Took, last_build};
 pub use repair::{Repaired, repair_image, repair_machine};

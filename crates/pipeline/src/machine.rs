@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -11,16 +12,19 @@ use smolcellar_store::{
     BuildLock, Digest, Event, Lookup, Machine, MachineKey, MachineReceipt, Store, TempDir, UseLock, fsio,
 };
 
-use crate::agent::AgentSpec;
+use crate::agent::{AgentSpec, Packer};
 use crate::error::Result;
 use crate::outcome::Observer;
 use crate::recipe::machine_spec;
+use crate::smolvm_packer;
 use crate::tarball::Taken;
 
 /// A written artifact that is not published yet.
 pub(crate) struct Written {
-    dir: TempDir,
+    /// Holds the file until it is published.
+    _dir: TempDir,
     file: File,
+    path: PathBuf,
     packed: Packed,
     millis: u64,
 }
@@ -35,18 +39,21 @@ pub(crate) fn write(
 ) -> Result<Written> {
     let began = Instant::now();
     let spec = machine_spec(agent, runtime, taken.id, &taken.config);
+    if agent.packer == Packer::Smolvm {
+        let (dir, file, path, packed) = smolvm_packer::pack(store, runtime, &spec, &taken.rootfs, observer)?;
+        return Ok(Written { _dir: dir, file, path, packed, millis: began.elapsed().as_millis() as u64 });
+    }
     let rootfs = AgentRootfs {
         path: runtime.rootfs_tar.clone(),
         size: runtime.rootfs_size,
         digest: runtime.rootfs_digest,
     };
     let dir = store.temp_dir()?;
-    let mut file = fsio::create_new(&dir.path().join(NAME))?;
+    let path = dir.path().join("machine");
+    let mut file = fsio::create_new(&path)?;
     let packed = smolcellar_pack::pack(&spec, &taken.rootfs, &rootfs, &mut file, observer)?;
-    Ok(Written { dir, file, packed, millis: began.elapsed().as_millis() as u64 })
+    Ok(Written { _dir: dir, file, path, packed, millis: began.elapsed().as_millis() as u64 })
 }
-
-const NAME: &str = "machine";
 
 /// Publishes a written artifact under its key.
 pub(crate) fn publish(
@@ -68,7 +75,7 @@ pub(crate) fn publish(
         built_at: crate::run::now(),
         millis: written.millis,
     };
-    let machine = store.publish_machine(&written.file, &written.dir.path().join(NAME), receipt)?;
+    let machine = store.publish_machine(&written.file, &written.path, receipt)?;
     let lock = store.lock_use(&key.lock_name(), observer)?;
     Ok(InUse { machine, lock })
 }
@@ -79,7 +86,7 @@ pub(crate) fn publish_again(store: &Store, written: &Written, receipt: &MachineR
     if (written.packed.size, written.packed.sha256) != (receipt.size, receipt.sha256) {
         return Ok(false);
     }
-    store.publish_machine(&written.file, &written.dir.path().join(NAME), receipt.clone())?;
+    store.publish_machine(&written.file, &written.path, receipt.clone())?;
     Ok(true)
 }
 

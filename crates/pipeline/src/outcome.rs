@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use smolcellar_oci::ImageId;
 use smolcellar_store::{Digest, MachineKey, Reporter};
 
+use crate::elsewhere::Pulled;
 use crate::explain::StageWhy;
 
 /// The stages, in order.
@@ -95,6 +96,13 @@ pub struct Outcome {
     pub sha256: Digest,
     /// What each stage did.
     pub stages: Vec<StageReport>,
+    /// What it took to bring it here, if it came from a cache elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pulled: Option<Pulled>,
+    /// What leads to the image: [`crate::BuildFacts::fingerprint`]; `None` if
+    /// that cannot be told, or had changed when the build ended.
+    #[serde(skip)]
+    pub seen: Option<Digest>,
     /// Why those that had to work had to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub why: Vec<StageWhy>,

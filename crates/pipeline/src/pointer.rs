@@ -77,10 +77,14 @@ pub(crate) fn image_of(store: &Store, id: &Digest) -> Option<ImageId> {
 
 /// What engines call an image, where that is not its ID.
 pub(crate) fn engine_ids(store: &Store, image: ImageId) -> Vec<Digest> {
-    let dir = store.bucket_dir(Bucket::Pointers).join(ENGINE);
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let ids = names.filter_map(|path| Digest::from_hex(path.file_stem()?.to_str()?).ok());
-    ids.filter(|id| image_of(store, id) == Some(image)).collect()
+    names(store, ENGINE).filter(|id| image_of(store, id) == Some(image)).collect()
+}
+
+/// What there are pointers of.
+fn names(store: &Store, kind: &str) -> impl Iterator<Item = Digest> {
+    let dir = store.bucket_dir(Bucket::Pointers).join(kind);
+    let paths = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter_map(|path| Digest::from_hex(path.file_stem()?.to_str()?).ok())
 }
 
 pub(crate) fn remember_image(store: &Store, id: &Digest, image: ImageId) {
@@ -92,6 +96,11 @@ pub(crate) fn remember_image(store: &Store, id: &Digest, image: ImageId) {
 pub(crate) fn built_from(store: &Store, fingerprint: &Digest) -> Option<ImageId> {
     let pointer: ImagePointer = read(&path(store, SEEN, fingerprint), IMAGE_SCHEMA)?;
     (pointer.seen == Some(*fingerprint)).then_some(ImageId(pointer.image))
+}
+
+/// What builds saw that are known to have made an image.
+pub fn seen_of(store: &Store, image: ImageId) -> Vec<Digest> {
+    names(store, SEEN).filter(|seen| built_from(store, seen) == Some(image)).collect()
 }
 
 pub(crate) fn remember_seen(store: &Store, fingerprint: &Digest, image: ImageId) {

@@ -8,7 +8,8 @@ use smolcellar_oci::{CANONICAL_VERSION, ImageConfig, ImageId};
 use smolcellar_pack::{MachineSpec, PACKER_VERSION, cut, zstd_version};
 use smolcellar_smolvm::Runtime;
 
-use crate::agent::{AgentSpec, Overrides, Source};
+use crate::agent::{AgentSpec, Overrides, Packer, Source};
+use crate::smolvm_packer;
 
 /// zstd's level where the configuration names none. Level 3, smolvm's own,
 /// gives artifacts 5 % smaller and takes 1.8 times the processor time.
@@ -16,7 +17,7 @@ pub const DEFAULT_LEVEL: i32 = 1;
 
 /// What the configuration says of the machine itself: known without asking
 /// anybody.
-fn configured(agent: &AgentSpec) -> [(&'static str, Value); 7] {
+pub(crate) fn configured(agent: &AgentSpec) -> [(&'static str, Value); 7] {
     let overrides = &agent.overrides;
     let env: BTreeMap<_, _> = overrides.env.iter().cloned().collect();
     [
@@ -44,23 +45,30 @@ pub fn changed(agent: &AgentSpec, inputs: &BTreeMap<String, Value>) -> Vec<&'sta
 
 /// Every input but the image, by name and value. Their digest is the recipe.
 pub fn inputs(agent: &AgentSpec, runtime: &Runtime) -> BTreeMap<String, Value> {
-    let pairs = [
+    let always = [
         ("agent-rootfs", json!(runtime.rootfs_digest)),
         ("canonical-version", json!(CANONICAL_VERSION)),
-        ("compression-level", json!(agent.level)),
-        ("cut-version", json!(cut::CUT_VERSION)),
         ("host-platform", json!(host_platform())),
-        ("pack-format", json!(smolcellar_pack::SMOLPACK_VERSION)),
-        ("packer", json!("native")),
-        ("packer-version", json!(PACKER_VERSION)),
+        ("packer", json!(agent.packer.as_str())),
         ("platform", json!(agent.platform.to_string())),
         ("smolvm-version", json!(runtime.version.to_string())),
-        ("zstd-version", json!(zstd_version())),
     ];
-    pairs.into_iter().chain(configured(agent)).map(|(name, value)| (name.to_owned(), value)).collect()
+    let of_packer = match agent.packer {
+        Packer::Native => vec![
+            ("compression-level", json!(agent.level)),
+            ("cut-version", json!(cut::CUT_VERSION)),
+            ("pack-format", json!(smolcellar_pack::SMOLPACK_VERSION)),
+            ("packer-version", json!(PACKER_VERSION)),
+            ("zstd-version", json!(zstd_version())),
+        ],
+        // How it compresses is its own business, and goes by its version.
+        Packer::Smolvm => vec![("packer-version", json!(smolvm_packer::VERSION))],
+    };
+    let all = always.into_iter().chain(of_packer).chain(configured(agent));
+    all.map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The agent that was built with these inputs, as far as they tell; what they
+/// The agent that our packer built with these inputs, as far as they tell; what they
 /// do not is empty. The first input that makes no sense, if one does.
 pub(crate) fn agent_of(name: &str, inputs: &BTreeMap<String, Value>) -> Result<AgentSpec, String> {
     fn read<T: serde::de::DeserializeOwned>(
@@ -86,6 +94,7 @@ pub(crate) fn agent_of(name: &str, inputs: &BTreeMap<String, Value>) -> Result<A
             user: read(inputs, "user")?,
         },
         level: read(inputs, "compression-level")?,
+        packer: Packer::Native,
     })
 }
 
@@ -172,6 +181,7 @@ mod tests {
                 user: None,
             },
             level: -2,
+            packer: Packer::Native,
         };
         let mut inputs: BTreeMap<String, Value> =
             configured(&agent).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -33,8 +33,13 @@ pub fn repair_machine(
     receipt: &MachineReceipt,
     observer: &dyn Observer,
 ) -> Result<Repaired> {
-    if receipt.inputs.get("packer").is_some_and(|packer| packer == "foreign") {
-        return Ok(not("another packer made it; import it again"));
+    match receipt.inputs.get("packer").and_then(serde_json::Value::as_str) {
+        Some("foreign") => return Ok(not("another packer made it; import it again")),
+        // Whatever it packs differs in the times of folders at least.
+        Some("smolvm") => {
+            return Ok(not("smolvm packed it; the next build with `--packer smolvm` makes a new one"));
+        }
+        _ => {}
     }
     let agent = match recipe::agent_of(&receipt.agent, &receipt.inputs) {
         Ok(agent) => agent,

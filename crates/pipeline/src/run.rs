@@ -10,6 +10,7 @@ use smolcellar_smolvm::Runtime;
 use smolcellar_store::{BuildLock, Machine, MachineKey, RunStat, StageReceipt, StageStat, Store, UseLock};
 
 use crate::agent::{AgentSpec, Source};
+use crate::elsewhere::{Elsewhere, Pulled};
 use crate::error::{PipelineError, Result};
 use crate::explain::{Made, StageWhy};
 use crate::facts::BuildFacts;
@@ -34,11 +35,18 @@ pub struct Context<'a> {
     pub force: Option<StageName>,
     /// Whether nothing is to be made: what is not there is an error.
     pub only_cached: bool,
+    /// Where else artifacts may be had.
+    pub elsewhere: Option<&'a dyn Elsewhere>,
 }
 
 impl Context<'_> {
     fn forces(&self, stage: StageName) -> bool {
         self.force.is_some_and(|from| from <= stage)
+    }
+
+    /// Brings the artifact here, if it is elsewhere and nothing is to be made anew.
+    fn fetch(&self, key: &MachineKey, agent: &str) -> Option<Pulled> {
+        self.elsewhere.filter(|_| self.force.is_none())?.fetch(self.store, key, agent)
     }
 }
 
@@ -49,19 +57,35 @@ impl Context<'_> {
 /// [`PipelineError`]; whatever was published before stays and is whole.
 pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)> {
     let last = last_build(context.store, &agent.project, &agent.name);
-    let began = Instant::now();
-    let mut found = image::resolve(context, agent, last.as_ref())?;
-    let image_seconds = began.elapsed().as_secs_f64();
     let inputs = recipe::inputs(agent, context.runtime);
     let recipe = machine::recipe(&inputs);
+    let began = Instant::now();
+    let mut found = image::resolve(context, agent, &recipe, last.as_ref())?;
+    let image_seconds = began.elapsed().as_secs_f64();
     let facts = found.facts.take();
-    let mut run = Run { context, agent, inputs, last, facts, stages: Vec::new() };
+    let mut run = Run {
+        context,
+        agent,
+        inputs,
+        last,
+        facts,
+        stages: Vec::new(),
+        pulled: None,
+        _lock: found.lock.take(),
+    };
 
     if let Some(id) = found.id.filter(|_| context.force.is_none()) {
         let key = MachineKey { image: id.0, recipe };
         let began = Instant::now();
         if let Some(machine) = machine::look(context.store, &key, None, context.observer)? {
             return run.all_hit(id, machine, image_seconds, began, found.engine_id.is_some());
+        }
+        run.pulled = context.fetch(&key, &agent.name);
+        // Or another process got it while we waited for it.
+        if context.elsewhere.is_some()
+            && let Some(machine) = machine::look(context.store, &key, None, context.observer)?
+        {
+            return run.all_hit(id, machine, image_seconds, began, true);
         }
     }
     if context.only_cached {
@@ -91,6 +115,7 @@ pub fn run(context: Context<'_>, agent: &AgentSpec) -> Result<(Outcome, UseLock)
             if let Some(engine_id) = found.engine_id.filter(|engine_id| *engine_id != taken.id.0) {
                 pointer::remember_image(context.store, &engine_id, taken.id);
             }
+            run.pulled = context.fetch(&MachineKey { image: taken.id.0, recipe }, &agent.name);
             (taken.id, Some((taken, began.elapsed().as_secs_f64())))
         }
     };
@@ -112,6 +137,10 @@ struct Run<'a> {
     /// What the image's build saw.
     facts: Option<BuildFacts>,
     stages: Vec<StageReport>,
+    /// What came from elsewhere.
+    pulled: Option<Pulled>,
+    /// Held until it is remembered which image the sources make.
+    _lock: Option<BuildLock>,
 }
 
 impl Run<'_> {
@@ -284,20 +313,24 @@ impl Run<'_> {
         self.stages.push(report);
     }
 
-    /// Remembers what came of it. `asked`: whether the engine built the image.
+    /// Remembers what came of it. `asked`: whether the engine built the image, or
+    /// somebody elsewhere said which one it is.
     fn finish(self, id: ImageId, in_use: InUse, asked: bool) -> Result<(Outcome, UseLock)> {
         let InUse { machine, lock } = in_use;
         let (store, agent) = (self.context.store, self.agent);
         let key = machine.receipt.key();
         pointer::remember_built(store, &agent.project, &agent.name, &key);
-        if let (true, Source::Build { build, .. }, Some(facts)) = (asked, &agent.source, &self.facts)
-            && let (Some(seen), Some(engine)) = (facts.fingerprint(), self.context.engine)
-            && facts.still_hold(build, engine)
-        {
-            pointer::remember_seen(store, &seen, id);
+        let mut seen = self.facts.as_ref().and_then(BuildFacts::fingerprint);
+        if let (true, Source::Build { build, .. }, Some(facts)) = (asked, &agent.source, &self.facts) {
+            seen = seen.filter(|_| self.context.engine.is_some_and(|engine| facts.still_hold(build, engine)));
+            seen.iter().for_each(|seen| pointer::remember_seen(store, seen, id));
         }
         self.note();
         let why = self.remember(id);
+        let packed_nothing = self
+            .stages
+            .iter()
+            .all(|stage| (stage.name, stage.status) != (StageName::Smolmachine, StageStatus::Miss));
         let outcome = Outcome {
             agent: agent.name.clone(),
             image_id: id,
@@ -306,6 +339,8 @@ impl Run<'_> {
             size: machine.receipt.size,
             sha256: machine.receipt.sha256,
             stages: self.stages,
+            pulled: self.pulled.filter(|_| packed_nothing),
+            seen,
             why,
         };
         Ok((outcome, lock))

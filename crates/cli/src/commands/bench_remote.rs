@@ -156,7 +156,7 @@ fn push(cache: &Cache, machine: &Machine) -> Result<Duration> {
 fn pull(cache: &Cache, store: &Store, key: &MachineKey) -> Result<(Duration, Pulled)> {
     let began = Instant::now();
     let lock = store.lock_build(&key.lock_name(), &Quiet)?;
-    match cache.pull(store, key, "big", &lock, &Quiet)? {
+    match cache.pull(store, key, Some("big"), &lock, &Quiet)? {
         Pull::Done(pulled) => Ok((began.elapsed(), *pulled)),
         Pull::Missing => bail!("what was pushed is not there"),
     }

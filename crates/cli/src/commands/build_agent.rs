@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
-use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageName, StageStatus};
-use smolcellar_store::{MachineKey, Store, UseLock};
+use smolcellar_pipeline::{
+    AgentSpec, Context, Elsewhere, Observer, Outcome, Packer, Pulled, Source, StageName, StageStatus,
+};
+use smolcellar_store::{Store, UseLock};
 
-use crate::args::{BuildAgent, Stage};
+use crate::args::{BuildAgent, PackerArg, Stage};
 use crate::commands::cache::gc;
 use crate::commands::{plan, why};
 use crate::config::bare_agent;
@@ -16,46 +18,58 @@ use crate::exit::{self, Usage};
 use crate::format;
 use crate::interrupt::EndChildren;
 use crate::output::{self, Format};
+use crate::remote::Remote;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     let _end_children = EndChildren::on_signals()?;
-    let agents = agents(session, args)?;
+    let mut agents = agents(session, args)?;
+    for agent in &mut agents {
+        agent.packer = match args.packer {
+            PackerArg::Native => Packer::Native,
+            PackerArg::Smolvm => Packer::Smolvm,
+        };
+    }
+    let agents = agents;
     let store = session.store()?;
     if args.plan {
         return plan::show(session, &store, &agents);
     }
-    if args.require_cache {
+    let remote = Remote::of(session, &args.remote)?;
+    // Where others may have it, that is found out by asking them.
+    if args.require_cache && remote.is_none() {
         plan::require(session, &store, &agents)?;
     }
     let began = Instant::now();
     let mut outcomes = Vec::new();
     for agent in &agents {
-        outcomes.push(build(session, &store, agent, args)?);
+        outcomes.push(build(session, &store, agent, args, remote.as_ref())?);
     }
     if session.global.format == Format::Human {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
     }
     if outcomes.iter().flat_map(|outcome| &outcome.stages).any(|stage| stage.status == StageStatus::Miss) {
-        // What was just built stays, however small the limits. In the order of the keys.
-        let mut keys: Vec<_> = outcomes.iter().map(Outcome::key).collect();
-        keys.sort();
-        let lock = |key: &MachineKey| store.lock_use(&key.lock_name(), &session.progress);
-        let _in_use = keys.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
-        gc::after_build(session, &store, session.config()?.as_ref());
+        let keys = outcomes.iter().map(Outcome::key).collect();
+        gc::after_build_of(session, &store, session.config()?.as_ref(), keys)?;
     }
     Ok(exit::OK)
 }
 
 /// Builds one agent and prints what came of it.
-fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent) -> Result<Outcome> {
+fn build(
+    session: &Session,
+    store: &Store,
+    agent: &AgentSpec,
+    args: &BuildAgent,
+    remote: Option<&Remote<'_>>,
+) -> Result<Outcome> {
     let human = session.global.format == Format::Human;
     // Set-up may have things to say of its own.
     session.runtime(store)?;
     if human {
         output::line(&agent.name)?;
     }
-    let how = How { force: args.force.map(stage), only_cached: args.require_cache };
+    let how = How { force: args.force.map(stage), only_cached: args.require_cache, remote };
     let (mut outcome, _in_use) = build_with(session, store, agent, how, &session.progress)?;
     if !args.explain {
         outcome.why.clear();
@@ -64,6 +78,9 @@ fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent)
         for line in why::lines(&outcome.why) {
             output::line(&format!("  {line}"))?;
         }
+        if let Some(pulled) = &outcome.pulled {
+            output::line(&format!("  {}", pulled_line(pulled)))?;
+        }
         output::line(&format!("  {}", outcome.artifact.display()))?;
     } else {
         output::json(&outcome)?;
@@ -71,13 +88,24 @@ fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent)
     Ok(outcome)
 }
 
+/// What came from elsewhere, for people.
+fn pulled_line(pulled: &Pulled) -> String {
+    let reused = match pulled.reused {
+        0 => String::new(),
+        reused => format!(", {} were here", format::bytes(reused)),
+    };
+    format!("pulled       {}: {}{reused}", pulled.from, format::bytes(pulled.fetched))
+}
+
 /// How to build.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct How {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct How<'a> {
     /// From which stage on everything is made again.
     pub(crate) force: Option<StageName>,
     /// Whether nothing is to be made.
     pub(crate) only_cached: bool,
+    /// The cache that others share.
+    pub(crate) remote: Option<&'a Remote<'a>>,
 }
 
 fn stage(stage: Stage) -> StageName {
@@ -95,7 +123,7 @@ pub(crate) fn build_with(
     session: &Session,
     store: &Store,
     agent: &AgentSpec,
-    how: How,
+    how: How<'_>,
     observer: &dyn Observer,
 ) -> Result<(Outcome, UseLock)> {
     let engine = match &agent.source {
@@ -103,9 +131,23 @@ pub(crate) fn build_with(
         Source::Archive(_) | Source::Stdin => None,
     };
     let runtime = session.runtime(store)?;
-    let How { force, only_cached } = how;
-    let context = Context { store, runtime: &runtime, engine: engine.as_ref(), observer, force, only_cached };
-    smolcellar_pipeline::run(context, agent).with_context(|| format!("cannot build agent '{}'", agent.name))
+    let How { force, only_cached, remote } = how;
+    let elsewhere = remote.map(|remote| remote as &dyn Elsewhere);
+    let context = Context {
+        store,
+        runtime: &runtime,
+        engine: engine.as_ref(),
+        observer,
+        force,
+        only_cached,
+        elsewhere,
+    };
+    let (outcome, in_use) = smolcellar_pipeline::run(context, agent)
+        .with_context(|| format!("cannot build agent '{}'", agent.name))?;
+    if let Some(remote) = remote {
+        remote.offer(store, &outcome);
+    }
+    Ok((outcome, in_use))
 }
 
 fn agents(session: &Session, args: &BuildAgent) -> Result<Vec<AgentSpec>> {

@@ -8,7 +8,10 @@ mod import;
 mod inspect;
 mod key;
 mod ls;
+mod of_remote;
 mod pin;
+mod pull;
+mod push;
 mod repair;
 mod rm;
 mod stats;
@@ -18,7 +21,7 @@ mod why;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::args::Cache;
+use crate::args::{Cache, OfRemote};
 use crate::exit;
 use crate::output::{self, Format};
 use crate::session::Session;
@@ -26,8 +29,12 @@ use crate::session::Session;
 pub(crate) fn run(session: &Session, command: &Cache) -> Result<u8> {
     match command {
         Cache::Dir => dir(session),
-        Cache::Ls => ls::run(session),
-        Cache::Du => du::run(session),
+        Cache::Ls(OfRemote { remote: Some(remote) }) => of_remote::ls(session, remote),
+        Cache::Ls(OfRemote { remote: None }) => ls::run(session),
+        Cache::Du(OfRemote { remote: Some(remote) }) => of_remote::du(session, remote),
+        Cache::Du(OfRemote { remote: None }) => du::run(session),
+        Cache::Push(args) => push::run(session, args),
+        Cache::Pull(args) => pull::run(session, args),
         Cache::Export(args) => export::run(session, args),
         Cache::Import(args) => import::run(session, args),
         Cache::Gc(args) => gc::run(session, args),

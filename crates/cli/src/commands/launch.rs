@@ -18,6 +18,7 @@ use crate::commands::target::Target;
 use crate::commands::{detach, summary};
 use crate::exit::{self, Miss, Usage};
 use crate::output::{self, Format};
+use crate::remote::Remote;
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
@@ -36,7 +37,8 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
         None => None,
     };
     if built.is_none() {
-        if args.require_cache {
+        // Elsewhere is asked once all is agreed upon.
+        if args.require_cache && (args.dry_run || Remote::of(session, &args.remote)?.is_none()) {
             let name = &target.name;
             return Err(
                 Miss(format!("agent '{name}' has no artifact: `cargo xtask build-agent {name}`")).into()
@@ -72,7 +74,7 @@ pub(crate) fn run(session: &Session, args: &Launch) -> Result<u8> {
     let signals = Signals::catch()?;
     let (machine, _in_use) = match built {
         Some(built) => built,
-        None => target.build(session, &store)?,
+        None => target.build(session, &store, args.require_cache)?,
     };
     if args.detach && args.background.is_none() {
         return detach::run(session, &store, &plan.machine, &signals);

@@ -14,6 +14,7 @@ mod fuzz;
 mod launch;
 mod logs;
 mod plan;
+mod prewarm;
 mod ps;
 mod rm;
 mod setup;
@@ -36,6 +37,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
     let session = Session::new(args.global);
     match args.command {
         Command::BuildAgent(args) => build_agent::run(&session, &args),
+        Command::Prewarm(args) => prewarm::run(&session, &args),
         Command::Launch(args) => launch::run(&session, &args),
         Command::Exec(args) => exec::run(&session, &args),
         Command::Shell(args) => shell::run(&session, &args),

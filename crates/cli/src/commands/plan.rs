@@ -25,6 +25,7 @@ pub(super) fn show(session: &Session, store: &Store, agents: &[AgentSpec]) -> Re
 }
 
 /// Whether all of it is in the cache; if not, an error that says what is not.
+/// What a remote cache has is not looked for here.
 pub(super) fn require(session: &Session, store: &Store, agents: &[AgentSpec]) -> Result<()> {
     let mut missing = Vec::new();
     for agent in agents {
@@ -43,7 +44,7 @@ pub(super) fn require(session: &Session, store: &Store, agents: &[AgentSpec]) ->
     }
 }
 
-fn of(session: &Session, store: &Store, agent: &AgentSpec) -> Result<BuildPlan> {
+pub(super) fn of(session: &Session, store: &Store, agent: &AgentSpec) -> Result<BuildPlan> {
     let config = RuntimeConfig { dir: session.global.smolvm_dir.clone() };
     let runtime = smolcellar_smolvm::known(store, &config)?;
     let engine = Engine::find(session.global.engine.as_deref()).ok();
@@ -51,7 +52,7 @@ fn of(session: &Session, store: &Store, agent: &AgentSpec) -> Result<BuildPlan> 
         .with_context(|| format!("cannot plan agent '{}'", agent.name))
 }
 
-fn lines(plan: &BuildPlan) -> Vec<String> {
+pub(super) fn lines(plan: &BuildPlan) -> Vec<String> {
     let mut lines = vec![plan.agent.clone()];
     for stage in &plan.stages {
         let expect = match stage.expect {

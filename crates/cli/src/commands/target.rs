@@ -7,12 +7,13 @@ use smolcellar_launcher::{Egress, ImageRef, SidecarSpec};
 use smolcellar_pipeline::{AgentSpec, Source, changed, last_built};
 use smolcellar_store::{Event, Lookup, Machine, Reporter, Store, UseLock};
 
-use crate::args::Launch;
+use crate::args::{Launch, RemoteArgs};
 use crate::commands::build_agent::{self, How};
 use crate::commands::cache::gc;
 use crate::config::Config;
 use crate::exit::Usage;
 use crate::interrupt::EndChildren;
+use crate::remote::Remote;
 use crate::session::Session;
 
 /// What is to be launched: an agent of the configuration, or one that was
@@ -23,6 +24,7 @@ pub(crate) struct Target {
     config: Option<Config>,
     pub(crate) agent: Option<AgentSpec>,
     pub(crate) image: Option<ImageRef>,
+    remote: RemoteArgs,
     /// Why the configuration cannot build it.
     problem: Option<anyhow::Error>,
 }
@@ -63,7 +65,7 @@ impl Target {
             }
             image = Some(ImageRef { reference: build.tag.clone(), from });
         }
-        Ok(Self { name, project, config, agent, image, problem })
+        Ok(Self { name, project, config, agent, image, remote: args.remote.clone(), problem })
     }
 
     /// The artifact that the agent was last built to, unless the configuration
@@ -131,15 +133,24 @@ impl Target {
         }
     }
 
-    /// Builds it. It stays until the lock is dropped.
-    pub(crate) fn build(&self, session: &Session, store: &Store) -> Result<(Machine, UseLock)> {
+    /// Builds it, or gets it from elsewhere; only that, if nothing is to be built.
+    /// It stays until the lock is dropped.
+    pub(crate) fn build(
+        &self,
+        session: &Session,
+        store: &Store,
+        only_cached: bool,
+    ) -> Result<(Machine, UseLock)> {
         let Some(agent) = &self.agent else { anyhow::bail!("nothing says how to build '{}'", self.name) };
-        let text = format!("agent '{}' has no artifact: building it first", self.name);
+        let how = if only_cached { "looking for it elsewhere" } else { "building it first" };
+        let text = format!("agent '{}' has no artifact: {how}", self.name);
         session.progress.report(Event::Note { text: &text });
         // Standard output belongs to the guest: stages go to standard error.
         let observer = session.progress.stages_on_stderr();
         let _end_children = EndChildren::on_signals()?;
-        let (outcome, in_use) = build_agent::build_with(session, store, agent, How::default(), &observer)?;
+        let remote = Remote::of(session, &self.remote)?;
+        let how = How { remote: remote.as_ref(), only_cached, force: None };
+        let (outcome, in_use) = build_agent::build_with(session, store, agent, how, &observer)?;
         gc::after_build(session, store, self.config.as_ref());
         match store.machine(&outcome.key(), false)? {
             Lookup::Hit(machine) => Ok((*machine, in_use)),

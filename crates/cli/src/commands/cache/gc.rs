@@ -96,6 +96,22 @@ fn warn_failed(session: &Session, done: &Collected) {
     }
 }
 
+/// What [`after_build`] does. What was just built stays, however small the limits.
+pub(crate) fn after_build_of(
+    session: &Session,
+    store: &Store,
+    config: Option<&Config>,
+    mut built: Vec<MachineKey>,
+) -> Result<()> {
+    // In the order of the keys, as everybody takes several.
+    built.sort();
+    built.dedup();
+    let lock = |key: &MachineKey| store.lock_use(&key.lock_name(), &session.progress);
+    let _in_use = built.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
+    after_build(session, store, config);
+    Ok(())
+}
+
 /// After a build: keeps the cache in bounds, at most once a day, without
 /// waiting for anybody. It never fails a build.
 pub(crate) fn after_build(session: &Session, store: &Store, config: Option<&Config>) {

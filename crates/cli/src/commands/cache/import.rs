@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::json;
+use smolcellar_store::MachineKey;
 use smolcellar_transfer::{Expected, Imported, Status, What, import};
 
 use super::key::project;
@@ -17,12 +18,7 @@ use crate::output::{self, Format};
 use crate::session::Session;
 
 pub(crate) fn run(session: &Session, args: &CacheImport) -> Result<u8> {
-    if let Some(name) = args.agent.as_deref().filter(|name| !config::can_name_agent(name)) {
-        let text = format!(
-            "'{name}' cannot name an agent: use lower-case letters, digits, '-', '_' and '.', at most 64"
-        );
-        return Err(Usage(text).into());
-    }
+    args.agent.as_deref().map_or(Ok(()), config::check_agent_name)?;
     let expected = Expected { image_id: args.image_id, one: args.agent.is_some(), agent: args.agent.clone() };
     let (mut input, what): (Box<dyn Read>, _) = match args.file == Path::new("-") {
         true => (Box::new(io::stdin().lock()), "standard input".to_owned()),
@@ -38,15 +34,19 @@ pub(crate) fn run(session: &Session, args: &CacheImport) -> Result<u8> {
     };
     report(session, &imported)?;
     if let Some(name) = &args.agent {
-        let keys = imported.iter().filter_map(|imported| match &imported.what {
-            What::Machine { key, .. } => Some(key),
-            What::Image(_) => None,
-        });
-        for key in keys {
-            smolcellar_pipeline::remember_built(&store, &project(session)?, name, key);
+        for key in imported.iter().filter_map(key_of) {
+            smolcellar_pipeline::remember_built(&store, &project(session)?, name, &key);
         }
     }
     Ok(exit::OK)
+}
+
+/// The artifact, if it is one.
+pub(super) fn key_of(imported: &Imported) -> Option<MachineKey> {
+    match &imported.what {
+        What::Machine { key, .. } => Some(*key),
+        What::Image(_) => None,
+    }
 }
 
 fn open(path: &Path) -> Result<File> {
