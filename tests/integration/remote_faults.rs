@@ -129,7 +129,10 @@ fn a_registry_that_is_down_slow_or_refuses_costs_a_bounded_time_and_is_left_alon
         let (shelf, breaker) = (Shelf::new(), Breaker::new());
         let began = Instant::now();
         assert!(matches!(breaker.read(|| pull(&cache, &shelf, &day.key())), Some(Err(_))), "{name}");
-        assert!(breaker.read(|| cache.image_of(&Digest::of(b"seen"), &Digest::of(b"recipe"))).is_none(), "{name}");
+        assert!(
+            breaker.read(|| cache.image_of(&Digest::of(b"seen"), &Digest::of(b"recipe"))).is_none(),
+            "{name}"
+        );
         assert!(breaker.write(|| cache.push(&day.machine, &Quiet)).is_none(), "{name}");
         assert!(began.elapsed() < Duration::from_secs(3), "{name} took {:?}", began.elapsed());
         shelf.assert_sound();

@@ -2,7 +2,7 @@
 
 use smolcellar_launcher::LaunchError;
 use smolcellar_pipeline::PipelineError;
-use smolcellar_remote::CacheError;
+use smolcellar_remote::{CacheError, RemoteError};
 use smolcellar_store::StoreError;
 use smolcellar_transfer::TransferError;
 
@@ -97,6 +97,8 @@ fn is_lock_timeout(cause: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(CacheError::Store(error) | CacheError::Transfer(TransferError::Store(error))) =
         cause.downcast_ref()
     {
+        Some(error)
+    } else if let Some(RemoteError::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else {
         cause.downcast_ref()

@@ -17,6 +17,7 @@ mod near;
 mod output;
 mod progress;
 mod remote;
+mod remote_options;
 mod session;
 
 use std::ffi::OsString;

@@ -9,19 +9,15 @@ use anyhow::Result;
 use serde::Serialize;
 use smolcellar_oci::ImageId;
 use smolcellar_pipeline::{Elsewhere, Outcome, Pulled, StageName, StageStatus};
-use smolcellar_remote::{Breaker, Cache, CacheResult, Client, Options, Pull, Push, Secret};
+use smolcellar_remote::{Breaker, Cache, CacheResult, Client, Options, Pull, Push};
 use smolcellar_store::{Digest, Event, Lookup, MachineKey, Reporter, Store};
 
 use crate::args::RemoteArgs;
 use crate::config_remote::{Mode, Place};
 use crate::exit::{Miss, Usage};
 use crate::format;
+use crate::remote_options::{self, NamedBy};
 use crate::session::Session;
-
-/// The variables with the credentials of the registry that is named to us on the
-/// command line or in the environment.
-const USERNAME: &str = "SMOLCELLAR_REMOTE_USERNAME";
-const PASSWORD: &str = "SMOLCELLAR_REMOTE_PASSWORD";
 
 /// A remote cache that may be used.
 pub(crate) struct Remote<'a> {
@@ -55,16 +51,6 @@ impl Sent {
     }
 }
 
-/// Who named a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NamedBy {
-    /// The user, on the command line or in the environment.
-    User,
-    /// The project's configuration. Whoever can change that must not have the
-    /// environment's credentials sent to a registry of theirs.
-    Project,
-}
-
 impl<'a> Remote<'a> {
     /// The one that options, environment and configuration say is to be used by
     /// builds: nobody waits long for it.
@@ -83,7 +69,8 @@ impl<'a> Remote<'a> {
         if mode == Mode::Off || session.global.offline {
             return Ok(None);
         }
-        Self::new(session, place, mode, login(by, Cache::options())).map(Some)
+        let options = remote_options::for_builds(&place.registry, by)?;
+        Self::new(session, place, mode, options).map(Some)
     }
 
     /// The one that is named, or else the configuration's; for what is asked for
@@ -94,7 +81,8 @@ impl<'a> Remote<'a> {
             None => (configured(session)?.ok_or_else(no_remote)?.0, NamedBy::Project),
         };
         not_offline(session, &place)?;
-        Self::new(session, place, Mode::Rw, login(by, Options::default()))
+        let options = remote_options::options(&place.registry, by)?;
+        Self::new(session, place, Mode::Rw, options)
     }
 
     fn new(session: &'a Session, place: Place, mode: Mode, options: Options) -> Result<Self> {
@@ -221,13 +209,6 @@ pub(crate) fn not_offline(session: &Session, place: &impl std::fmt::Display) -> 
         }
         false => Ok(()),
     }
-}
-
-/// With the credentials in the environment, if they are for this one.
-pub(crate) fn login(by: NamedBy, options: Options) -> Options {
-    let var = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-    let login = var(USERNAME).zip(var(PASSWORD)).filter(|_| by == NamedBy::User);
-    Options { login: login.map(|(name, password)| (name, Secret::new(password))), ..options }
 }
 
 fn no_remote() -> anyhow::Error {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
+use smolcellar_oci::Reference;
 use smolcellar_pipeline::{
     AgentSpec, Context, Elsewhere, Observer, Outcome, Packer, Pulled, Source, StageName, StageStatus,
 };
@@ -12,7 +13,7 @@ use smolcellar_store::{Store, UseLock};
 
 use crate::args::{BuildAgent, PackerArg, Stage};
 use crate::commands::cache::gc;
-use crate::commands::{plan, why};
+use crate::commands::{plan, push_image, why};
 use crate::config::bare_agent;
 use crate::exit::{self, Usage};
 use crate::format;
@@ -31,19 +32,20 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
         };
     }
     let agents = agents;
+    let targets = push_image::targets(session, args.registry.as_deref(), &agents)?;
     let store = session.store()?;
     if args.plan {
         return plan::show(session, &store, &agents);
     }
     let remote = Remote::of(session, &args.remote)?;
     // Where others may have it, that is found out by asking them.
-    if args.require_cache && remote.is_none() {
+    if args.require_cache && (remote.is_none() || args.registry.is_some()) {
         plan::require(session, &store, &agents)?;
     }
     let began = Instant::now();
     let mut outcomes = Vec::new();
-    for agent in &agents {
-        outcomes.push(build(session, &store, agent, args, remote.as_ref())?);
+    for (agent, target) in agents.iter().zip(&targets) {
+        outcomes.push(build(session, &store, agent, args, remote.as_ref(), target.as_ref())?);
     }
     if session.global.format == Format::Human {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
@@ -55,13 +57,15 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     Ok(exit::OK)
 }
 
-/// Builds one agent and prints what came of it.
+/// Builds one agent, pushes its image if it has somewhere to go, and prints what
+/// came of it.
 fn build(
     session: &Session,
     store: &Store,
     agent: &AgentSpec,
     args: &BuildAgent,
     remote: Option<&Remote<'_>>,
+    target: Option<&Reference>,
 ) -> Result<Outcome> {
     let human = session.global.format == Format::Human;
     // Set-up may have things to say of its own.
@@ -69,11 +73,15 @@ fn build(
     if human {
         output::line(&agent.name)?;
     }
-    let how = How { force: args.force.map(stage), only_cached: args.require_cache, remote };
+    let (force, only_cached) = (args.force.map(stage), args.require_cache);
+    // A remote cache has artifacts, no images.
+    let how = How { force, only_cached, remote, needs_image: target.is_some() };
     let (mut outcome, _in_use) = build_with(session, store, agent, how, &session.progress)?;
     if !args.explain {
         outcome.why.clear();
     }
+    // The artifact is in the cache, whatever becomes of this.
+    let pushed = target.map(|target| push_image::push(session, store, agent, &outcome, how, target));
     if human {
         for line in why::lines(&outcome.why) {
             output::line(&format!("  {line}"))?;
@@ -83,8 +91,9 @@ fn build(
         }
         output::line(&format!("  {}", outcome.artifact.display()))?;
     } else {
-        output::json(&outcome)?;
+        output::json(&push_image::WithPush::new(&outcome, pushed.as_ref()))?;
     }
+    push_image::say(session, pushed)?;
     Ok(outcome)
 }
 
@@ -106,6 +115,8 @@ pub(crate) struct How<'a> {
     pub(crate) only_cached: bool,
     /// The cache that others share.
     pub(crate) remote: Option<&'a Remote<'a>>,
+    /// Whether the image is to be here too: then nothing is pulled.
+    pub(crate) needs_image: bool,
 }
 
 fn stage(stage: Stage) -> StageName {
@@ -131,8 +142,8 @@ pub(crate) fn build_with(
         Source::Archive(_) | Source::Stdin => None,
     };
     let runtime = session.runtime(store)?;
-    let How { force, only_cached, remote } = how;
-    let elsewhere = remote.map(|remote| remote as &dyn Elsewhere);
+    let How { force, only_cached, remote, needs_image } = how;
+    let elsewhere = remote.filter(|_| !needs_image).map(|remote| remote as &dyn Elsewhere);
     let context = Context {
         store,
         runtime: &runtime,

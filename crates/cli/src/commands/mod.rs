@@ -16,6 +16,7 @@ mod logs;
 mod plan;
 mod prewarm;
 mod ps;
+mod push_image;
 mod rm;
 mod setup;
 mod shell;

@@ -149,7 +149,7 @@ impl Target {
         let observer = session.progress.stages_on_stderr();
         let _end_children = EndChildren::on_signals()?;
         let remote = Remote::of(session, &self.remote)?;
-        let how = How { remote: remote.as_ref(), only_cached, force: None };
+        let how = How { remote: remote.as_ref(), only_cached, ..How::default() };
         let (outcome, in_use) = build_agent::build_with(session, store, agent, how, &observer)?;
         gc::after_build(session, store, self.config.as_ref());
         match store.machine(&outcome.key(), false)? {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use smolcellar_oci::Reference;
 use smolcellar_pipeline::remember_built;
-use smolcellar_remote::{Cache, Client, Options, Pull, Pulled};
+use smolcellar_remote::{Cache, Client, Pull, Pulled};
 use smolcellar_store::{Lookup, Machine, MachineKey, Store};
 use smolcellar_transfer::Status;
 
@@ -14,7 +14,8 @@ use crate::config;
 use crate::exit::{self, Miss, Usage};
 use crate::format;
 use crate::output::{self, Format};
-use crate::remote::{self, NamedBy, Remote};
+use crate::remote::{self, Remote};
+use crate::remote_options::{self, NamedBy};
 use crate::session::Session;
 
 pub(super) fn run(session: &Session, args: &CachePull) -> Result<u8> {
@@ -83,7 +84,7 @@ fn by_reference(
     reference: &Reference,
 ) -> Result<MachineKey> {
     remote::not_offline(session, reference)?;
-    let options = remote::login(NamedBy::User, Options::default());
+    let options = remote_options::options(&reference.registry, NamedBy::User)?;
     let cache = Cache::new(Client::new(&reference.registry, &reference.repository, options)?);
     let agent = args.agent.as_deref();
     let imported = cache
