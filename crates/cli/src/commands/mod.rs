@@ -14,6 +14,7 @@ mod launch;
 mod logs;
 mod plan;
 mod ps;
+mod registry;
 mod rm;
 mod setup;
 mod shell;
@@ -45,6 +46,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
         Command::Rm(args) => rm::run(&session, &args),
         Command::Setup(args) => setup::run(&session, &args),
         Command::Cache(command) => cache::run(&session, &command),
+        Command::Registry(command) => registry::run(&session, &command),
         Command::Test(args) => test::run(&session, &args),
         Command::Bench(args) => bench::run(&session, &args),
         Command::Fuzz(args) => fuzz::run(&session, &args),
