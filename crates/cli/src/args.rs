@@ -97,6 +97,9 @@ pub(crate) enum Command {
     /// Look into the cache.
     #[command(subcommand)]
     Cache(Cache),
+    /// The registry that is part of this program.
+    #[command(subcommand)]
+    Registry(Registry),
     /// Run all tests, installing what they need.
     Test(Test),
     /// Measure, and compare with the programs this replaces.
@@ -373,6 +376,23 @@ pub(crate) struct Rm {
     /// Also those that are running.
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Registry {
+    /// Serve the cache's images to this machine, until Ctrl-C: `docker pull 127.0.0.1:5000/AGENT`. What is pushed to
+    /// it is kept in the cache. There are no passwords: every user of this machine can pull and push.
+    Serve(Serve),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Serve {
+    /// Refuse pushes and deletions.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Where to listen: 127.0.0.1, localhost or [::1], and a port; port 0 is any that is free.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
+    pub(crate) addr: String,
 }
 
 #[derive(Debug, clap::Args)]

@@ -18,7 +18,7 @@ use crate::query::Query;
 use crate::route::{NoRoute, Route};
 use crate::seen::{Access, add};
 use crate::server::Shared;
-use crate::{discover, pull};
+use crate::{discover, pull, push};
 
 /// So much of a refused body is read, so that its sender gets to read the refusal.
 const DRAIN: usize = 1 << 20;
@@ -75,7 +75,6 @@ async fn respond(
     let query =
         query.ok_or_else(|| Problem::bad("UNSUPPORTED", "the percent-encoding of the query is wrong"))?;
     let method = request.method().clone();
-    let _ = member;
     match (&route, &method) {
         (Route::Base, &Method::GET | &Method::HEAD) => {
             let mut answer = full(StatusCode::OK, "{}");
@@ -95,8 +94,33 @@ async fn respond(
         (Route::Blob(repository, digest), &Method::GET | &Method::HEAD) => {
             pull::blob(shared, repository, digest, &method, request.headers()).await
         }
-        _ => Err(Problem::unsupported("this is for reading only").with(ALLOW, "GET, HEAD")),
+        (Route::Manifest(repository, which), &Method::PUT) => {
+            push::put(shared, member, repository, which, request).await
+        }
+        (Route::Manifest(repository, which), &Method::DELETE) => {
+            push::delete(shared, repository, which).await
+        }
+        (Route::Blob(_, digest), &Method::DELETE) => push::delete_blob(shared, digest).await,
+        (Route::Uploads(repository), &Method::POST) => {
+            push::begin(shared, member, repository, &query, request).await
+        }
+        (Route::Upload(repository, id), _) => {
+            push::go_on(shared, member, repository, id, &query, request).await
+        }
+        (Route::Uploads(_), _) => Err(Problem::unsupported("an upload begins with POST").with(ALLOW, "POST")),
+        (Route::Manifest(..), _) => Err(no_method("GET, HEAD, PUT, DELETE")),
+        (Route::Blob(..), _) => Err(no_method("GET, HEAD, DELETE")),
+        _ => Err(no_method("GET, HEAD")),
     }
+}
+
+fn no_method(allowed: &str) -> Problem {
+    Problem::unsupported(format!("here are only {allowed}")).with(ALLOW, allowed)
+}
+
+/// Whether a method is one of these.
+pub(crate) fn asked(method: &Method, any: &[Method]) -> bool {
+    any.contains(method)
 }
 
 /// Runs what blocks where that is allowed.

@@ -22,11 +22,6 @@ impl Query {
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
-
-    /// Every value of a name.
-    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
-    }
 }
 
 /// Undoes percent-encoding; `None` if it is wrong, or no UTF-8.
@@ -60,7 +55,6 @@ mod tests {
         let query = Query::parse(Some("digest=sha256%3Aab&n=5&n=6&empty&artifactType=a/b+json")).unwrap();
         assert_eq!(query.get("digest"), Some("sha256:ab"));
         assert_eq!((query.get("n"), query.get("empty"), query.get("none")), (Some("5"), Some(""), None));
-        assert_eq!(query.all("n").collect::<Vec<_>>(), ["5", "6"]);
         assert_eq!(query.get("artifactType"), Some("a/b+json"));
         assert_eq!(Query::parse(None), Some(Query::default()));
         for bad in ["a=%", "a=%1", "a=%zz", "%ff=1"] {

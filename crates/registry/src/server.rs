@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::crowd::{Crowd, Member};
 use crate::error::{RegistryError, Result};
@@ -30,8 +30,12 @@ const WORKERS: usize = 8;
 /// What hyper may keep of one connection, in bytes: headers fit, and no piece of a file is
 /// asked for before most of the one before it is gone.
 const BUFFER: usize = 64 << 10;
+/// The largest head of a request, in bytes.
+const HEADERS: usize = 16 << 10;
 /// What the kernel may keep of what a client has not taken yet, in bytes.
 const SEND_BUFFER: u32 = 512 << 10;
+/// Permits for manifests on their way in, of 64 KiB each: 16 MiB.
+pub(crate) const MANIFESTS: usize = 256;
 /// For how long the server may take to answer for the first time.
 const READY: Duration = Duration::from_secs(5);
 /// For how long files may be worked on when the runtime ends.
@@ -51,6 +55,9 @@ pub struct Options {
     /// For how long a client may send nothing of a body that it has begun, or
     /// take nothing of one that it asked for.
     pub idle_timeout: Duration,
+    /// For how long an upload may be left alone before it is discarded; a blob
+    /// that no manifest names, for six times as long.
+    pub upload_timeout: Duration,
     /// The most connections at once. When so many are there, the one that has
     /// moved nothing for longest goes for the next.
     pub connections: usize,
@@ -66,6 +73,7 @@ impl Default for Options {
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             header_timeout: Duration::from_secs(20),
             idle_timeout: Duration::from_secs(60),
+            upload_timeout: Duration::from_secs(600),
             connections: room(),
             patience: Duration::from_secs(5),
             on_access: None,
@@ -120,6 +128,8 @@ pub(crate) struct Shared {
     pub(crate) sound: Arc<Sound>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) on_access: Option<OnAccess>,
+    /// The memory for manifests on their way in.
+    pub(crate) manifests: Semaphore,
     crowd: Crowd,
     ending: AtomicBool,
 }
@@ -171,10 +181,12 @@ impl Server {
             sound: Arc::default(),
             counts: Arc::default(),
             on_access: options.on_access.clone(),
+            manifests: Semaphore::new(MANIFESTS),
             crowd: Crowd::new(options.connections.max(1), options.patience),
             ending: AtomicBool::new(false),
         });
         let (stop, stopped) = watch::channel(false);
+        runtime.spawn(tidy(Arc::clone(&shared), options.upload_timeout / 4));
         runtime.spawn(accept(listener, Arc::clone(&shared), options, stopped));
         let server = Self { runtime: Some(runtime), shared, stop };
         // Dropped, and so ended, if it does not answer.
@@ -200,6 +212,7 @@ impl Server {
     fn end(&mut self, grace: Duration) {
         let Some(runtime) = self.runtime.take() else { return };
         self.shared.ending.store(true, Ordering::Relaxed);
+        self.shared.shelf.end();
         // Nobody listens if all have gone already.
         let _ = self.stop.send(true);
         let began = Instant::now();
@@ -224,6 +237,16 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(addr)?;
     socket.listen(1024)
+}
+
+/// Tidies now and then: twice a minute at least.
+async fn tidy(shared: Arc<Shared>, interval: Duration) {
+    loop {
+        tokio::time::sleep(interval.clamp(Duration::from_millis(10), Duration::from_secs(30))).await;
+        let shelf = Arc::clone(&shared.shelf);
+        // It fails only when the runtime ends.
+        let _ = tokio::task::spawn_blocking(move || shelf.tidy()).await;
+    }
 }
 
 async fn accept(
@@ -286,7 +309,10 @@ async fn talk(stream: TcpStream, leaving: Leaving, options: Options, mut stopped
     let io = Paced::new(stream, Arc::clone(member), options.idle_timeout);
     let service = service_fn(|request| handle(Arc::clone(&leaving.shared), Arc::clone(member), request));
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(options.header_timeout).max_buf_size(BUFFER);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(options.header_timeout)
+        .max_buf_size(BUFFER)
+        .max_header_size(HEADERS);
     let mut connection = std::pin::pin!(http.serve_connection(io, service));
     let mut leave = std::pin::pin!(member.leave.notified());
     let mut stopping = std::pin::pin!(stopped.wait_for(|stop| *stop));

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use smolcellar_oci::{Descriptor, Repository, Selector, Tag};
 use smolcellar_store::{Digest, StoreError};
 
+use crate::library::Library;
+
 type Result<T> = std::result::Result<T, StoreError>;
 
 /// A manifest.
@@ -46,4 +48,15 @@ pub(crate) trait Shelf: Send + Sync + 'static {
 
     /// Takes a blob away that was found not to have its digest.
     fn damaged(&self, digest: &Digest);
+
+    /// Where it can be pushed to, if it can.
+    fn library(&self) -> Option<&Library> {
+        None
+    }
+
+    /// Removes what nobody goes on with. Called now and then.
+    fn tidy(&self) {}
+
+    /// The server ends: whoever waits for something gives up.
+    fn end(&self) {}
 }

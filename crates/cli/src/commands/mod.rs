@@ -17,6 +17,7 @@ mod plan;
 mod prewarm;
 mod ps;
 mod push_image;
+mod registry;
 mod rm;
 mod setup;
 mod shell;
@@ -49,6 +50,7 @@ pub(crate) fn run(args: Args) -> Result<u8> {
         Command::Rm(args) => rm::run(&session, &args),
         Command::Setup(args) => setup::run(&session, &args),
         Command::Cache(command) => cache::run(&session, &command),
+        Command::Registry(command) => registry::run(&session, &command),
         Command::Test(args) => test::run(&session, &args),
         Command::Bench(args) => bench::run(&session, &args),
         Command::Fuzz(args) => fuzz::run(&session, &args),
