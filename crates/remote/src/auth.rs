@@ -62,6 +62,8 @@ pub(crate) struct Auth {
     registry: Registry,
     repository: Repository,
     found: OnceLock<Found>,
+    /// Whoever logs in: the others wait, and go in with what it got.
+    entering: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -93,6 +95,7 @@ impl Auth {
             registry: registry.clone(),
             repository: repository.clone(),
             found: OnceLock::new(),
+            entering: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -146,6 +149,7 @@ impl Auth {
         used: Option<&Secret>,
         deadline: Option<Instant>,
     ) -> Result<Option<Secret>> {
+        let _entering = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have been faster.
         if let Some(header) = self.header(scopes).filter(|header| Some(header) != used) {
             return Ok(Some(header));

@@ -1,6 +1,7 @@
 //! One repository of one registry: requests that are let in and follow
 //! redirects, and the small things: manifests, tags.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -304,7 +305,7 @@ impl Client {
         struct Page {
             tags: Option<Vec<String>>,
         }
-        let mut tags = Vec::new();
+        let (mut tags, mut seen) = (Vec::new(), HashSet::new());
         let mut next = Some(self.at("tags/list?n=1000"));
         let lookup = Retry::lookup(self.options());
         lookup.run(|retry| {
@@ -321,7 +322,9 @@ impl Client {
                 let bytes = answer.small(MAX_PAGE)?;
                 let page: Page = serde_json::from_slice(&bytes)
                     .map_err(|_| answer.nonsense(&ask, "something that is no list of tags"))?;
-                tags.extend(page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok()));
+                let found = page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok());
+                // Pages may overlap.
+                tags.extend(found.filter(|tag| seen.insert(tag.clone())));
                 // No other server's pages are this repository's.
                 let link = answer.header("Link").and_then(next_link).map(str::to_owned);
                 let following = link.and_then(|link| ask.url.join(&link).ok());

@@ -24,6 +24,10 @@ const CHUNK: u64 = 16 << 20;
 const LEAST: u64 = 256 << 10;
 /// What a registry is taken to hash and move per second once it has a blob.
 const COMMIT: u64 = 8 << 20;
+/// From how many bytes on a registry is asked before it gets them, so that a
+/// refusal is heard before they are sent: who refuses in the middle of a body
+/// hangs up, and the reason is lost.
+const ASKED: u64 = 1 << 20;
 /// From how many repositories a blob is tried to be mounted.
 const MOUNTS: usize = 3;
 
@@ -76,6 +80,7 @@ impl Client {
             scopes: self.scopes(Right::Push),
             source: Source::new(digest, size),
             renewals: 0,
+            asks: true,
         };
         let mut session = None;
         for from in mounts.iter().filter(|from| *from != self.repository()).take(MOUNTS) {
@@ -125,6 +130,8 @@ struct Upload<'a> {
     scopes: Scopes,
     source: Source,
     renewals: u32,
+    /// Whether to ask before large pieces; not where that is not understood.
+    asks: bool,
 }
 
 impl Upload<'_> {
@@ -244,6 +251,7 @@ impl Upload<'_> {
             }
             let next = self.session(&answer, &ask).map_or_else(|_| session.url.clone(), |next| next.url);
             (session.url, session.has) = (next, has);
+            self.renewals = 0;
             self.source.tell(has, self.advance);
         }
         loop {
@@ -267,12 +275,15 @@ impl Upload<'_> {
         }
     }
 
-    /// Sends a part of the blob. `None`: the registry wanted a newer token, which
-    /// there is now.
+    /// Sends a part of the blob. `None`: it is to be sent again, in another way
+    /// or with the newer token that there is now.
     fn stream(&mut self, mut ask: Ask, from: u64, to: u64) -> Result<Option<(Answer, Ask)>> {
         let client = self.client;
         let ours = ask.url.same_origin(client.http().root());
         ask.authorization = ours.then(|| client.auth().header(&self.scopes)).flatten();
+        if self.asks && to - from >= ASKED {
+            ask = ask.header("Expect", "100-continue");
+        }
         let problem = Cell::new(None);
         let reading = || RemoteError::local(format!("cannot read the blob {}", self.digest));
         let mut part = Part {
@@ -306,6 +317,10 @@ impl Upload<'_> {
         if answer.status == 401 && ours {
             client.renew(&mut answer, &ask, &self.scopes, self.renewals < 3)?;
             self.renewals += 1;
+            return Ok(None);
+        }
+        if answer.status == 417 && self.asks {
+            self.asks = false;
             return Ok(None);
         }
         Ok(Some((answer, ask)))
