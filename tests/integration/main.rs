@@ -23,6 +23,8 @@ mod human;
 mod interrupt;
 mod launch;
 mod peers;
+mod registry_abuse;
+mod registry_peers;
 mod repair;
 mod sidecar;
 mod stand_in;

@@ -15,3 +15,4 @@ pub mod lab;
 pub mod launches;
 pub mod needs;
 pub mod outer;
+pub mod registry;
