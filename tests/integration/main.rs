@@ -25,6 +25,8 @@ mod human;
 mod interrupt;
 mod launch;
 mod peers;
+mod registry_abuse;
+mod registry_peers;
 mod registry_push;
 mod remote_builds;
 mod remote_cache;

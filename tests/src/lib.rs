@@ -17,5 +17,6 @@ pub mod needs;
 pub mod outer;
 pub mod proxy;
 pub mod registry;
+pub mod served;
 pub mod shelf;
 pub mod tokens;

@@ -1,7 +1,9 @@
 //! Blobs and manifests in (OCI distribution specification, "Push" and "Content
 //! management").
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -214,34 +216,49 @@ async fn receive(
 ) -> Result<(), Problem> {
     let mut pace = Pace::new(shared.idle);
     let (mut received, mut batch, mut held) = (0, Vec::new(), 0);
-    let mut writing: Option<tokio::task::JoinHandle<Result<(), Problem>>> = None;
-    let mut end = Ok(());
-    loop {
-        let frame = match pace.next(body).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break,
-            Err(problem) => {
-                end = Err(problem);
-                break;
-            }
+    let mut writing: Option<Writing> = None;
+    let end = loop {
+        // One batch is written while the next comes. What has come is not kept here for longer than that.
+        let event = {
+            let mut next = std::pin::pin!(pace.next(body));
+            std::future::poll_fn(|cx| {
+                if let Some(task) = &mut writing
+                    && let Poll::Ready(done) = Pin::new(task).poll(cx)
+                {
+                    return Poll::Ready(Event::Written(done));
+                }
+                match held < BATCH {
+                    true => next.as_mut().poll(cx).map(Event::Came),
+                    false => Poll::Pending,
+                }
+            })
+            .await
         };
-        member.moved(frame.len());
-        received += frame.len() as u64;
-        if expected.is_some_and(|expected| received > expected) {
-            end = Err(Problem::bad("SIZE_INVALID", "there are more bytes than the Content-Range says"));
-            break;
+        match event {
+            Event::Written(done) => {
+                writing = None;
+                done.unwrap_or_else(|error| Err(Problem::internal(error.to_string())))?;
+            }
+            Event::Came(Ok(Some(data))) => {
+                member.moved(data.len());
+                received += data.len() as u64;
+                if expected.is_some_and(|expected| received > expected) {
+                    break Err(Problem::bad(
+                        "SIZE_INVALID",
+                        "there are more bytes than the Content-Range says",
+                    ));
+                }
+                held += data.len();
+                batch.push(data);
+            }
+            Event::Came(Ok(None)) => break Ok(()),
+            Event::Came(Err(problem)) => break Err(problem),
         }
-        held += frame.len();
-        batch.push(frame);
-        // One batch is written while the next comes; what a slow sender sent is not kept here.
-        if let Some(done) = writing.take_if(|writing| held >= BATCH || writing.is_finished()) {
-            joined(done).await?;
-        }
-        if writing.is_none() {
+        if writing.is_none() && held > 0 {
             held = 0;
             writing = Some(write(shared, lease, std::mem::take(&mut batch)));
         }
-    }
+    };
     if let Some(done) = writing {
         joined(done).await?;
     }
@@ -253,11 +270,16 @@ async fn receive(
     Ok(())
 }
 
-fn write(
-    shared: &Arc<Shared>,
-    lease: &Arc<Lease>,
-    batch: Vec<Bytes>,
-) -> tokio::task::JoinHandle<Result<(), Problem>> {
+/// A batch on its way to the disk.
+type Writing = tokio::task::JoinHandle<Result<(), Problem>>;
+
+/// What comes next while a body is taken in.
+enum Event {
+    Written(Result<Result<(), Problem>, tokio::task::JoinError>),
+    Came(Result<Option<Bytes>, Problem>),
+}
+
+fn write(shared: &Arc<Shared>, lease: &Arc<Lease>, batch: Vec<Bytes>) -> Writing {
     // It has the lease too: if the request is dropped, the upload is not free before this is done.
     let (shelf, lease) = (Arc::clone(&shared.shelf), Arc::clone(lease));
     tokio::task::spawn_blocking(move || {
@@ -266,7 +288,7 @@ fn write(
     })
 }
 
-async fn joined(task: tokio::task::JoinHandle<Result<(), Problem>>) -> Result<(), Problem> {
+async fn joined(task: Writing) -> Result<(), Problem> {
     task.await.unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
 }
 
