@@ -10,13 +10,13 @@ pub type Reply = (u16, Vec<(String, String)>, String);
 #[derive(Debug, Clone)]
 pub struct Tokens {
     /// `user:password` in base64, as Basic has it; `None`: anybody.
-    pub basic: Option<String>,
+    basic: Option<String>,
     /// The identity token that is taken in its place.
-    pub identity: Option<String>,
+    identity: Option<String>,
     /// How many requests a token is good for.
-    pub uses: usize,
+    uses: usize,
     /// What `expires_in` says, in seconds.
-    pub expires_in: u64,
+    expires_in: u64,
     issued: Vec<Issued>,
 }
 
@@ -46,6 +46,16 @@ impl Tokens {
     /// Tokens for anybody, each good for so many requests.
     pub fn good_for(uses: usize) -> Self {
         Self { uses, ..Self::default() }
+    }
+
+    /// For this `user:password`, in base64, only.
+    pub fn for_login(self, basic: &str) -> Self {
+        Self { basic: Some(basic.to_owned()), ..self }
+    }
+
+    /// For this identity token, too.
+    pub fn for_identity(self, token: &str) -> Self {
+        Self { identity: Some(token.to_owned()), ..self }
     }
 
     /// How many tokens were given out.

@@ -128,6 +128,10 @@ pub(crate) struct BuildAgent {
     /// Build nothing: if anything would have to be built, say what and end with exit code 3.
     #[arg(long, conflicts_with_all = ["plan", "force"])]
     pub(crate) require_cache: bool,
+    /// Push the image to this registry, with the login that docker or podman has for it: HOST/NAME[:TAG], with
+    /// `http://` before it where TLS is not spoken. `{agent}` in it is the agent's name.
+    #[arg(long, value_name = "REF", conflicts_with = "plan")]
+    pub(crate) registry: Option<String>,
     /// Build again from this stage on, whatever is in the cache; from the first, without the engine's own cache.
     #[arg(long, value_name = "STAGE", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "image", conflicts_with = "plan")]
     pub(crate) force: Option<Stage>,

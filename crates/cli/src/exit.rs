@@ -2,6 +2,7 @@
 
 use smolcellar_launcher::LaunchError;
 use smolcellar_pipeline::PipelineError;
+use smolcellar_remote::RemoteError;
 use smolcellar_store::StoreError;
 use smolcellar_transfer::TransferError;
 
@@ -87,6 +88,8 @@ fn is_lock_timeout(cause: &(dyn std::error::Error + 'static)) -> bool {
     } else if let Some(smolcellar_smolvm::Error::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else if let Some(TransferError::Store(error)) = cause.downcast_ref() {
+        Some(error)
+    } else if let Some(RemoteError::Store(error)) = cause.downcast_ref() {
         Some(error)
     } else {
         cause.downcast_ref()

@@ -14,6 +14,7 @@ mod interrupt;
 mod near;
 mod output;
 mod progress;
+mod remote_options;
 mod session;
 
 use std::ffi::OsString;

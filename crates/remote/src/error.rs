@@ -104,8 +104,8 @@ pub enum RemoteError {
     },
     /// What was to be pushed is not what its name says.
     #[error(
-        "the blob {digest} in this cache is damaged ({problem}) and was not pushed; run `cargo xtask cache verify \
-         --repair`, then build again"
+        "the blob {digest} in this cache is damaged ({problem}): it was not pushed; build again, which makes it \
+         anew"
     )]
     Damaged {
         /// Its name.

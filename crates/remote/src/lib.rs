@@ -12,8 +12,10 @@ mod challenge;
 mod client;
 mod error;
 mod http;
+mod image;
 mod login;
 mod login_file;
+mod mounts;
 mod options;
 mod pull;
 mod push;
@@ -24,6 +26,7 @@ mod url;
 
 pub use client::{Client, Fetched};
 pub use error::{RemoteError, Result};
+pub use image::{Count, PushedImage, is_pushable, push_image};
 pub use options::{Options, Secret};
 pub use pull::Ranged;
 pub use push::{Open, Pushed};

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use smolcellar_engine::Engine;
+use smolcellar_oci::Reference;
 use smolcellar_pipeline::{AgentSpec, Context, Observer, Outcome, Source, StageName, StageStatus};
 use smolcellar_store::{MachineKey, Store, UseLock};
 
 use crate::args::{BuildAgent, Stage};
 use crate::commands::cache::gc;
-use crate::commands::{plan, why};
+use crate::commands::{plan, push_image, why};
 use crate::config::bare_agent;
 use crate::exit::{self, Usage};
 use crate::format;
@@ -21,6 +22,7 @@ use crate::session::Session;
 pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     let _end_children = EndChildren::on_signals()?;
     let agents = agents(session, args)?;
+    let targets = push_image::targets(session, args.registry.as_deref(), &agents)?;
     let store = session.store()?;
     if args.plan {
         return plan::show(session, &store, &agents);
@@ -30,8 +32,8 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     }
     let began = Instant::now();
     let mut outcomes = Vec::new();
-    for agent in &agents {
-        outcomes.push(build(session, &store, agent, args)?);
+    for (agent, target) in agents.iter().zip(&targets) {
+        outcomes.push(build(session, &store, agent, args, target.as_ref())?);
     }
     if session.global.format == Format::Human {
         output::line(&total(&outcomes, began.elapsed().as_secs_f64()))?;
@@ -47,8 +49,15 @@ pub(crate) fn run(session: &Session, args: &BuildAgent) -> Result<u8> {
     Ok(exit::OK)
 }
 
-/// Builds one agent and prints what came of it.
-fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent) -> Result<Outcome> {
+/// Builds one agent, pushes its image if it has somewhere to go, and prints what
+/// came of it.
+fn build(
+    session: &Session,
+    store: &Store,
+    agent: &AgentSpec,
+    args: &BuildAgent,
+    target: Option<&Reference>,
+) -> Result<Outcome> {
     let human = session.global.format == Format::Human;
     // Set-up may have things to say of its own.
     session.runtime(store)?;
@@ -60,14 +69,17 @@ fn build(session: &Session, store: &Store, agent: &AgentSpec, args: &BuildAgent)
     if !args.explain {
         outcome.why.clear();
     }
+    // The artifact is in the cache, whatever becomes of this.
+    let pushed = target.map(|target| push_image::push(session, store, agent, &outcome, how, target));
     if human {
         for line in why::lines(&outcome.why) {
             output::line(&format!("  {line}"))?;
         }
         output::line(&format!("  {}", outcome.artifact.display()))?;
     } else {
-        output::json(&outcome)?;
+        output::json(&push_image::WithPush::new(&outcome, pushed.as_ref()))?;
     }
+    push_image::say(session, pushed)?;
     Ok(outcome)
 }
 

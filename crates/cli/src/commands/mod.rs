@@ -15,6 +15,7 @@ mod launch;
 mod logs;
 mod plan;
 mod ps;
+mod push_image;
 mod rm;
 mod setup;
 mod shell;
