@@ -1,10 +1,12 @@
 //! The remote cache on bad days: nothing wrong is believed, nothing takes
 //! longer than its bounds, and the next try works.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-use smolcellar_remote::{Breaker, Cache, CacheError, Options, Pull};
-use smolcellar_store::{Digest, Machine, MachineKey, Quiet};
+use smolcellar_remote::{Breaker, Cache, CacheError, Options, Pull, Push};
+use smolcellar_store::{Digest, Event, Lookup, Machine, MachineKey, Quiet, Reporter};
 use smolcellar_tests::needs::have;
 use smolcellar_tests::proxy::{Fault, Proxy};
 use smolcellar_tests::registry::{Access, NEEDS, Registry, unused_address};
@@ -22,7 +24,7 @@ fn hasty() -> Options {
 /// A registry behind a proxy, with an artifact that shares frames with one at
 /// hand.
 struct Day {
-    _registry: Registry,
+    registry: Registry,
     _shelf: Shelf,
     proxy: Proxy,
     machine: Machine,
@@ -40,7 +42,7 @@ impl Day {
         files[9].1[99_999] ^= 1;
         let machine = shelf.machine("a", &files);
         cache(&registry.host()).push(&machine, &Quiet).unwrap();
-        Self { _registry: registry, _shelf: shelf, proxy, machine, before }
+        Self { registry, _shelf: shelf, proxy, machine, before }
     }
 
     fn key(&self) -> MachineKey {
@@ -180,5 +182,90 @@ fn a_full_registry_is_still_read_from() {
     assert!(matches!(pull(&cache, &shelf, &other.receipt.key()), Ok(Pull::Missing)));
     day.proxy.mend();
     assert!(cache_with(&day.proxy.host(), Cache::options()).push(&other, &Quiet).is_ok());
+    shelf.assert_sound();
+}
+
+/// Somebody who loses patience after so many bytes.
+struct Impatient {
+    left: AtomicU64,
+}
+
+impl Reporter for Impatient {
+    fn report(&self, event: Event<'_>) {
+        if let Event::Advance { bytes, .. } = event {
+            let _ = self.left.fetch_update(SeqCst, SeqCst, |left| Some(left.saturating_sub(bytes)));
+        }
+    }
+
+    fn gives_up(&self) -> bool {
+        self.left.load(SeqCst) == 0
+    }
+}
+
+#[test]
+fn who_gives_up_in_the_middle_leaves_nothing_behind() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let day = Day::new();
+    let shelf = Shelf::new();
+    shelf.machine("puller", &day.before);
+    let other = shelf.machine("a", &noise(13, 8, 1_000_000));
+    let cache = cache(&day.proxy.host());
+    for left in [1, 300_000, 1_500_000] {
+        let impatient = Impatient { left: AtomicU64::new(left) };
+        let key = day.key();
+        let lock = shelf.store.lock_build(&key.lock_name(), &Quiet).unwrap();
+        let result = cache.pull(&shelf.store, &key, Some("puller"), &lock, &impatient);
+        assert!(matches!(result, Err(CacheError::GivenUp)), "{left}: {result:?}");
+        drop(lock);
+        assert!(!shelf.has(&key));
+        let impatient = Impatient { left: AtomicU64::new(left) };
+        let result = cache.push(&other, &impatient);
+        assert!(matches!(result, Err(CacheError::GivenUp)), "{left}: {result:?}");
+        assert!(matches!(pull(&cache, &shelf, &other.receipt.key()), Ok(Pull::Missing)));
+        shelf.assert_sound();
+    }
+    assert!(matches!(pull(&cache, &shelf, &day.key()), Ok(Pull::Done(_))));
+}
+
+#[test]
+fn a_blob_that_the_registry_lost_is_one_bad_entry_and_the_next_push_brings_it_back() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let day = Day::new();
+    let shelf = Shelf::new();
+    std::fs::remove_file(day.registry.blob(&day.machine.receipt.sha256.hex())).unwrap();
+    let cache = cache_with(&day.proxy.host(), hasty());
+    let error = pull(&cache, &shelf, &day.key()).unwrap_err();
+    assert!(error.is_of_one_entry(), "{error}");
+    assert!(matches!(cache.push(&day.machine, &Quiet).unwrap(), Push::Done { .. }));
+    assert!(matches!(pull(&cache, &shelf, &day.key()), Ok(Pull::Done(_))));
+    shelf.assert_sound();
+}
+
+#[test]
+fn several_who_want_the_same_artifact_pull_it_once() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let day = Day::new();
+    let shelf = Shelf::new();
+    shelf.machine("puller", &day.before);
+    let cache = cache(&day.proxy.host());
+    let lookup_then_pull = || {
+        let key = day.key();
+        let lock = shelf.store.lock_build(&key.lock_name(), &Quiet).unwrap();
+        if matches!(shelf.store.machine(&key, false).unwrap(), Lookup::Miss) {
+            assert!(matches!(
+                cache.pull(&shelf.store, &key, Some("puller"), &lock, &Quiet).unwrap(),
+                Pull::Done(_)
+            ));
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(lookup_then_pull))));
+    assert_eq!(day.proxy.count("GET", "/manifests/"), 1);
+    assert!(shelf.has(&day.key()));
     shelf.assert_sound();
 }

@@ -1,8 +1,10 @@
 //! The remote cache: artifacts in a repository of a registry, by key.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Take};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use smolcellar_oci::{Descriptor, ImageId, Platform, Selector, media};
@@ -13,7 +15,7 @@ use smolcellar_transfer::{Imported, MachineEntry, Status, What};
 use crate::artifact::{self, Content, Remote};
 use crate::cache_error::{CacheError, CacheResult};
 use crate::client::{Client, Fetched};
-use crate::delta_fetch::{Assembled, Assembly, Outcome};
+use crate::delta_fetch::{Assembled, Assembly, Outcome, Patience};
 use crate::delta_local;
 use crate::delta_plan::{self, Plan};
 use crate::error::RemoteError;
@@ -28,6 +30,10 @@ const PUSH: &str = "push";
 /// How long a look-up may take in all.
 const LOOKUP: Duration = Duration::from_secs(10);
 
+/// The least bytes per second of a transfer that a build waits for: below it,
+/// building is faster.
+const LEAST: u64 = 1 << 20;
+
 /// A repository of a registry, as a cache of artifacts.
 ///
 /// Every look-up ends within [`Cache::options`]' bounds, and so does every
@@ -38,6 +44,8 @@ pub struct Cache {
     pub(crate) client: Client,
     /// `REGISTRY/REPOSITORY`, for messages.
     pub(crate) at: String,
+    /// The least bytes per second that a transfer must make in all.
+    least: Option<u64>,
 }
 
 /// What a pull came to.
@@ -80,10 +88,18 @@ pub enum Push {
 }
 
 impl Cache {
-    /// The repository that `client` is of.
+    /// The repository that `client` is of, as builds use it: a transfer that
+    /// makes less than 1 MiB per second in all, after 20 s, is given up.
     pub fn new(client: Client) -> Self {
         let at = format!("{}/{}", client.registry(), client.repository());
-        Self { client, at }
+        Self { client, at, least: Some(LEAST) }
+    }
+
+    /// The same for somebody who asked for a transfer and nothing else: it may
+    /// take as long as it makes any progress.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { least: None, ..self }
     }
 
     /// `REGISTRY/REPOSITORY`, as messages have it.
@@ -184,7 +200,7 @@ impl Cache {
             tail: &[],
             dir: &dir,
             advance: &|bytes| task.advance(bytes),
-            gives_up: &|| reporter.gives_up(),
+            patience: &Patience::new(reporter, remote.layer.size, self.least),
         };
         let Assembled { blob, sum } = self.whole(&at, &assembly)?;
         Ok(smolcellar_transfer::publish_foreign(store, &at, image, agent, blob, sum, reporter)?)
@@ -234,7 +250,7 @@ impl Cache {
             tail: &[],
             dir: &dir,
             advance: &|bytes| task.advance(bytes),
-            gives_up: &|| reporter.gives_up(),
+            patience: &Patience::new(reporter, layer.size, self.least),
         };
         let by_parts = match locals.is_empty() {
             true => None,
@@ -351,10 +367,13 @@ impl Cache {
             && let Ok(Content::Machine(remote)) = artifact::parse(&fetched.bytes)
             && let Some(there) = remote.receipt.filter(|there| there.key() == entry.key())
         {
-            return Ok(match there.sha256 == entry.sha256 {
-                true => Push::Present,
-                false => Push::Other(there.sha256),
-            });
+            // Registries lose blobs, or let them be removed, and keep the manifest.
+            let whole = self.client.has_blob(&there.sha256)? == Some(there.size);
+            match there.sha256 == entry.sha256 {
+                true if whole => return Ok(Push::Present),
+                false if whole => return Ok(Push::Other(there.sha256)),
+                _ => {}
+            }
         }
         let read = smolcellar_pack::read(&machine.path)?;
         let config = config_of(&machine.path, read.footer.manifest_offset, read.footer.manifest_size)?;
@@ -363,13 +382,22 @@ impl Cache {
         let manifest =
             artifact::manifest(&entry, receipt.built_at, &config, mode).map_err(CacheError::Unfit)?;
         let task = Task::begin(reporter, PUSH, receipt.size);
+        let patience = Patience::new(reporter, receipt.size, self.least);
+        let stop = Arc::new(AtomicBool::new(false));
         let open = |at: u64| {
+            patience.check()?;
             let mut file = File::open(&machine.path)?;
             file.seek(SeekFrom::Start(at))?;
-            Ok(Box::new(file.take(receipt.size.saturating_sub(at))) as Box<dyn Read + Send>)
+            let file = file.take(receipt.size.saturating_sub(at));
+            Ok(Box::new(Stoppable { file, stop: Arc::clone(&stop) }) as Box<dyn Read + Send>)
         };
-        let advance = |bytes| task.advance(bytes);
-        let pushed = self.client.push_blob(&entry.sha256, entry.size, &open, &[], &advance)?;
+        let advance = |bytes| {
+            task.advance(bytes);
+            // Whoever reads cannot ask: it may outlive this call.
+            stop.fetch_or(patience.is_over(), Ordering::Relaxed);
+        };
+        let pushed = self.client.push_blob(&entry.sha256, entry.size, &open, &[], &advance);
+        let pushed = pushed.map_err(|error| patience.blame(error.into()))?;
         self.put_small(&config)?;
         self.client.put_manifest(&tag, media::MANIFEST, &manifest.to_bytes())?;
         Ok(Push::Done { bytes: if matches!(pushed, Pushed::Uploaded) { entry.size } else { 0 } })
@@ -435,6 +463,21 @@ fn config_of(path: &Path, offset: u64, size: u64) -> CacheResult<Vec<u8>> {
     let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.take(size).read_to_end(&mut bytes));
     read.map_err(StoreError::io("read", path))?;
     Ok(bytes)
+}
+
+/// A file that can be told to end in an error.
+struct Stoppable {
+    file: Take<File>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Read for Stoppable {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(std::io::Error::other("the transfer was given up")),
+            false => self.file.read(buffer),
+        }
+    }
 }
 
 /// A task in a reporter's hands; it ends however the work does.

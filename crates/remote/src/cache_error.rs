@@ -50,6 +50,12 @@ pub enum CacheError {
     /// The caller does not want to wait any more.
     #[error("the transfer was given up")]
     GivenUp,
+    /// It makes progress, and too little of it.
+    #[error(
+        "the transfer was not done within {0} s, and was given up; `cargo xtask cache pull` and `cache push` wait as long \
+         as it takes"
+    )]
+    TooSlow(u64),
     /// The registry failed.
     #[error(transparent)]
     Remote(#[from] RemoteError),
@@ -75,8 +81,12 @@ impl CacheError {
             | Self::Unfit(_)
             | Self::Transfer(_)
             | Self::Pack(_) => true,
-            Self::Remote(error) => matches!(error, RemoteError::Wrong { .. } | RemoteError::Damaged { .. }),
-            Self::GivenUp | Self::Store(_) => false,
+            // 404: a manifest whose blobs somebody removed.
+            Self::Remote(error) => {
+                matches!(error, RemoteError::Wrong { .. } | RemoteError::Damaged { .. })
+                    || error.status() == Some(404)
+            }
+            Self::GivenUp | Self::TooSlow(_) | Self::Store(_) => false,
         }
     }
 
