@@ -71,7 +71,10 @@ fn what_is_pushed_is_found_listed_pulled_and_removed() {
     client.blob(&blob, &mut got, &|bytes| told.set(told.get() + bytes)).unwrap();
     assert!(got == bytes && told.get() == blob.size);
     let mut part = Vec::new();
-    let mut sink = |piece: &[u8]| Ok(part.extend_from_slice(piece));
+    let mut sink = |piece: &[u8]| {
+        part.extend_from_slice(piece);
+        Ok(())
+    };
     assert_eq!(client.blob_range(&blob.digest, 1_000_001, 77, &mut sink).unwrap(), Ranged::Done);
     assert_eq!(part, bytes[1_000_001..1_000_078]);
 
@@ -262,7 +265,10 @@ fn parts_are_exact_or_the_registry_has_none() {
     let client = client(&proxy.host(), "a/b");
     let part = |start: usize, length: usize| {
         let mut got = Vec::new();
-        let mut sink = |piece: &[u8]| Ok(got.extend_from_slice(piece));
+        let mut sink = |piece: &[u8]| {
+            got.extend_from_slice(piece);
+            Ok(())
+        };
         client.blob_range(&blob.digest, start as u64, length as u64, &mut sink).map(|ranged| (ranged, got))
     };
     for (start, length) in [(0, 1), (5, 0), (MIB, 3 * MIB), (20 * MIB - 1, 1)] {
