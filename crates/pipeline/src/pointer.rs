@@ -109,15 +109,18 @@ pub(crate) fn remember_seen(store: &Store, fingerprint: &Digest, image: ImageId)
     write(store, &path(store, SEEN, fingerprint), &pointer, IMAGE_SCHEMA);
 }
 
-/// Removes pointers to images of which the store has nothing any more, and
-/// those of projects that are gone. How many.
+/// Removes pointers to images and blobs of which the store has nothing any
+/// more, and those of projects that are gone. How many.
 pub fn sweep_pointers(store: &Store, _: &Collector<'_>) -> usize {
     let gone = |path: &Path| match read::<Value>(path, IMAGE_SCHEMA) {
         // Damaged: no use to anybody. One of a newer version is not read at all.
         None => matches!(fsio::read_sealed::<Value>(path, IMAGE_SCHEMA), Err(StoreError::Damaged { .. })),
-        Some(pointer) => match pointer["project"].as_str() {
-            Some(project) => !Path::new(project).exists(),
-            None => {
+        Some(pointer) => match (pointer["project"].as_str(), pointer["blob"].as_str()) {
+            (Some(project), _) => !Path::new(project).exists(),
+            (None, Some(blob)) => {
+                blob.parse::<Digest>().is_ok_and(|blob| !store.blobs().path(&blob).exists())
+            }
+            (None, None) => {
                 let image = pointer["image"].as_str().and_then(|image| image.parse::<Digest>().ok());
                 image.is_some_and(|image| {
                     let known = |bucket| store.bucket_dir(bucket).join(image.hex()).exists();
@@ -128,13 +131,15 @@ pub fn sweep_pointers(store: &Store, _: &Collector<'_>) -> usize {
     };
     let files = |kind: &str| std::fs::read_dir(store.bucket_dir(Bucket::Pointers).join(kind));
     let paths =
-        ["agent", "build", ENGINE, SEEN].into_iter().flat_map(|kind| files(kind).into_iter().flatten());
+        ["agent", "build", ENGINE, SEEN, BLOB].into_iter().flat_map(|kind| files(kind).into_iter().flatten());
     let removed = paths.flatten().map(|entry| entry.path()).filter(|path| gone(path));
     removed.filter(|path| std::fs::remove_file(path).is_ok()).count()
 }
 
 const ENGINE: &str = "engine-image";
 const SEEN: &str = "seen";
+/// What the store itself keeps there: seals of blobs.
+const BLOB: &str = "blob";
 
 /// What an agent is looked up by.
 pub(crate) fn agent_key(project: &Path, name: &str) -> Digest {

@@ -1,6 +1,7 @@
 //! The store as a registry: the images of its agents, and what was pushed.
 
 use std::collections::BTreeSet;
+use std::fs::Metadata;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -152,7 +153,14 @@ impl Shelf for Library {
             let metadata = file.metadata().map_err(StoreError::io("examine", digest.hex()))?;
             return Ok(Some(FoundBlob { file: Arc::new(file), metadata, sound: true }));
         }
-        open(&self.store.blobs().path(digest))
+        let found = open(&self.store.blobs().path(digest))?;
+        Ok(found
+            .map(|found| FoundBlob { sound: self.store.blobs().is_sealed(digest, &found.metadata), ..found }))
+    }
+
+    fn hashed(&self, digest: &Digest, metadata: &Metadata) {
+        // What cannot be noted is hashed again by the next process.
+        let _ = self.store.blobs().seal(digest, metadata);
     }
 
     fn tags(&self, repository: &Repository) -> Result<Option<Vec<Tag>>, StoreError> {

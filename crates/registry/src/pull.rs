@@ -146,11 +146,15 @@ async fn sound(
     }
     // A part says nothing of the whole, which is hashed for its first part.
     let (all, file, digest) = (Arc::clone(shared), Arc::clone(&found.file), *digest);
+    let metadata = found.metadata.clone();
     let sound = blocking(move || {
         let ending = || all.ending();
         let actual = hash(&file, size, &ending).map_err(StoreError::io("read", digest.hex()))?;
         match actual == digest {
-            true => all.sound.note(digest, look),
+            true => {
+                all.sound.note(digest, look);
+                all.shelf.hashed(&digest, &metadata);
+            }
             false => all.shelf.damaged(&digest),
         }
         Ok(actual == digest)
@@ -185,6 +189,7 @@ fn source(
     hash: bool,
 ) -> Source {
     let (all, digest, look) = (Arc::clone(shared), *digest, Look::of(&found.metadata));
+    let metadata = found.metadata.clone();
     let at_end = move |actual: Option<Digest>| {
         if actual.is_some_and(|actual| actual != digest) {
             all.shelf.damaged(&digest);
@@ -193,6 +198,9 @@ fn source(
         }
         if actual.is_some() {
             all.sound.note(digest, look);
+            // Not before the last bytes are sent: that takes an fsync.
+            let shelf = Arc::clone(&all.shelf);
+            tokio::task::spawn_blocking(move || shelf.hashed(&digest, &metadata));
         }
         add(&all.counts.blobs, 1);
         add(&all.counts.bytes, length);

@@ -12,6 +12,7 @@ use smolcellar_store::{BlobRef, Digest, PushedManifest, PushedTag};
 use crate::library::Library;
 use crate::problem::Problem;
 use crate::shelf::Shelf;
+use crate::sound::Look;
 
 /// What was put.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ impl Library {
         // Under the lock: what is there now stays until there is a receipt.
         let (needed, children) = self.needed(repository, &manifest)?;
         let blobs = self.store.blobs();
+        let mut fresh = Vec::new();
         if let Some(staging) = &self.staging {
             for blob in &needed {
                 if let Some(waiting) = staging.blob(&blob.digest) {
@@ -52,6 +54,7 @@ impl Library {
                     // Published or lost: it waits no more.
                     staging.forget([&blob.digest]);
                     published.map_err(store)?;
+                    fresh.push((blob.digest, waiting));
                 }
             }
         }
@@ -77,6 +80,18 @@ impl Library {
             let (schema, tag) = (PushedTag::SCHEMA, tag.as_str().to_owned());
             let tag = PushedTag { schema, repository: receipt.repository, tag, manifest: digest, pushed_at };
             self.store.commit_tag(&tag, &lock).map_err(store)?;
+        }
+        drop((lock, publishing));
+        // They were hashed as they came: whoever sends them need not do it again. Unless the store had a file of
+        // this name and size before, which nobody has looked at.
+        for (digest, waiting) in fresh {
+            let there = std::fs::symlink_metadata(blobs.path(&digest));
+            let written = waiting.blob.reopen().ok().and_then(|file| file.metadata().ok());
+            if let (Ok(there), Some(written)) = (there, written)
+                && Look::of(&there) == Look::of(&written)
+            {
+                self.hashed(&digest, &there);
+            }
         }
         Ok(Put { digest, subject })
     }

@@ -25,7 +25,7 @@ pub(crate) struct FoundBlob {
     pub(crate) file: Arc<File>,
     pub(crate) metadata: Metadata,
     /// Whether its bytes were hashed by this very process, which has had the
-    /// file open ever since.
+    /// file open ever since, or the store knows that they were since they were written.
     pub(crate) sound: bool,
 }
 
@@ -45,6 +45,10 @@ pub(crate) trait Shelf: Send + Sync + 'static {
 
     /// The manifests of a repository that are about this one.
     fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Descriptor>>;
+
+    /// Notes that a blob was hashed and is what it is called, when its file had
+    /// this metadata.
+    fn hashed(&self, _: &Digest, _: &Metadata) {}
 
     /// Takes a blob away that was found not to have its digest.
     fn damaged(&self, digest: &Digest);

@@ -22,6 +22,10 @@ const UPLOADS: usize = 128;
 const BLOBS: usize = 256;
 /// So many bytes both may have together.
 const BYTES: u64 = 64 << 30;
+/// When there are so many, one that got so little for so long may have to go.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// So many bytes at once are progress.
+const STEP: usize = 4096;
 /// After so many bytes it is asked again whether the disk has room.
 const LOOK: u64 = 64 << 20;
 
@@ -145,9 +149,7 @@ impl Staging {
 
     /// Begins an upload.
     pub(crate) fn begin(&self, id: String, repository: Repository) -> Result<Arc<Upload>, Refused> {
-        if locked(&self.state).uploads.len() >= UPLOADS {
-            return Err(Refused::Full("as many uploads are under way as may be"));
-        }
+        self.make_room(PATIENCE)?;
         let writer = BlobWriter::create(&self.dir)?;
         let kept = Kept { path: writer.path().to_owned(), size: 0, all: Arc::clone(&self.bytes) };
         let upload = Arc::new(Upload {
@@ -164,6 +166,25 @@ impl Staging {
         }
         state.uploads.insert(id, Arc::clone(&upload));
         Ok(upload)
+    }
+
+    /// Makes room for one more: of as many as there may be, the one that nobody
+    /// has gone on with for longest goes, if that is long enough.
+    fn make_room(&self, patience: Duration) -> Result<(), Refused> {
+        let idlest = {
+            let state = locked(&self.state);
+            if state.uploads.len() < UPLOADS {
+                return Ok(());
+            }
+            state.uploads.values().min_by_key(|upload| *locked(&upload.touched)).cloned()
+        };
+        match idlest.filter(|upload| locked(&upload.touched).elapsed() >= patience) {
+            Some(upload) => {
+                self.cancel(&upload);
+                Ok(())
+            }
+            None => Err(Refused::Full("as many uploads are under way as may be")),
+        }
     }
 
     /// An upload of this repository.
@@ -190,7 +211,10 @@ impl Staging {
             writer.write_all(piece).map_err(StoreError::io("write", &kept.path))?;
             lease.0.received.store(at + more, Ordering::Relaxed);
         }
-        lease.0.touch();
+        // One that trickles makes no progress.
+        if pieces.iter().map(Bytes::len).sum::<usize>() >= STEP {
+            lease.0.touch();
+        }
         Ok(())
     }
 
@@ -326,5 +350,9 @@ mod tests {
         let repository = Repository::parse("a").unwrap();
         assert!(matches!(staging.begin("more".into(), repository), Err(Refused::Full(_))));
         assert_eq!(files(&staging), UPLOADS);
+        staging.make_room(Duration::ZERO).unwrap();
+        let repository = Repository::parse("a").unwrap();
+        assert!(staging.find("0", &repository).is_none() && staging.find("1", &repository).is_some());
+        assert_eq!(files(&staging), UPLOADS - 1);
     }
 }

@@ -595,6 +595,25 @@ fn agents_are_repositories_and_their_images_are_tags() {
 }
 
 #[test]
+fn what_was_hashed_when_it_was_pushed_is_hashed_no_more_and_what_nobody_hashed_is() {
+    let lab = Lab::new();
+    let (good, spoilt) = (bytes(2_000_000), bytes(2_100_000));
+    // One lies there damaged before it is pushed, with the same size.
+    let path = lab.store.blobs().path(&Digest::of(&spoilt));
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, vec![0; spoilt.len()]).unwrap();
+    for (tag, layer) in [("good", &good), ("spoilt", &spoilt)] {
+        lab.push_image("app", tag, layer);
+        let digest = Digest::of(layer);
+        let metadata = std::fs::metadata(lab.store.blobs().path(&digest)).unwrap();
+        assert_eq!(lab.store.blobs().is_sealed(&digest, &metadata), tag == "good", "{tag}");
+    }
+    let cut = get(lab.addr(), &format!("/v2/app/blobs/{}", Digest::of(&spoilt)));
+    assert!(cut.body.len() < spoilt.len());
+    assert!(get(lab.addr(), &format!("/v2/app/blobs/{}", Digest::of(&good))).body == good);
+}
+
+#[test]
 fn an_agents_image_is_deleted_by_another_command() {
     let lab = Lab::new();
     let (_, manifest) = built(&lab.store, "agent", b"layer");

@@ -1,10 +1,12 @@
 //! Blobs: bytes named by their SHA-256.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
 use crate::digest::{Digest, Hasher};
@@ -13,10 +15,23 @@ use crate::fsio;
 use crate::lock::Publishing;
 use crate::root::Store;
 use crate::session::TempDir;
+use crate::stat::StatSeal;
 
 /// The blobs of a store.
 #[derive(Debug, Clone, Copy)]
 pub struct Blobs<'a>(&'a Store);
+
+/// What a blob's file was like when it was hashed.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    schema: u64,
+    blob: Digest,
+    stat: StatSeal,
+}
+
+impl Sealed {
+    const SCHEMA: u64 = 1;
+}
 
 impl Store {
     /// The blobs.
@@ -55,6 +70,28 @@ impl<'a> Blobs<'a> {
             return Ok(());
         }
         Err(StoreError::Mismatch { what: format!("the blob {}", path.display()), expected: *digest, actual })
+    }
+
+    /// Whether the blob's file is still the one that was hashed when it was sealed:
+    /// as with an artifact's stat seal, that it has not been written since.
+    pub fn is_sealed(&self, digest: &Digest, metadata: &Metadata) -> bool {
+        // A damaged or newer seal is as good as none.
+        let sealed = fsio::read_sealed::<Sealed>(&self.seal_path(digest), Sealed::SCHEMA).ok().flatten();
+        sealed.is_some_and(|sealed| sealed.blob == *digest && sealed.stat == StatSeal::of(metadata))
+    }
+
+    /// Notes that all of the blob's file was hashed when it had this metadata, and
+    /// has its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; then it is hashed again another time.
+    pub fn seal(&self, digest: &Digest, metadata: &Metadata) -> Result<()> {
+        let sealed = Sealed { schema: Sealed::SCHEMA, blob: *digest, stat: StatSeal::of(metadata) };
+        fsio::write_sealed(&self.0.scratch()?, &self.seal_path(digest), &sealed)
+    }
+
+    fn seal_path(&self, digest: &Digest) -> PathBuf {
+        self.0.bucket_dir(Bucket::Pointers).join("blob").join(format!("{}.json", digest.hex()))
     }
 
     /// Moves a damaged blob to quarantine, with a note that says why; where it
@@ -158,7 +195,8 @@ impl Progress {
 fn hash_behind(file: &File, progress: &Progress) -> io::Result<Digest> {
     use std::os::unix::fs::FileExt;
     let mut hasher = Hasher::new();
-    let mut piece = vec![0; 1 << 18];
+    // Small: a server has many uploads under way.
+    let mut piece = vec![0; 1 << 16];
     let mut seen = 0;
     loop {
         let (written, done) = progress.beyond(seen);
@@ -314,6 +352,26 @@ mod tests {
             assert_eq!((staged.digest().unwrap(), staged.size), (Digest::of(&bytes), 5_000_000));
             assert_eq!(staged.digest().unwrap(), Digest::of(&bytes), "asked twice");
         }
+    }
+
+    #[test]
+    fn a_seal_fits_the_file_that_was_hashed_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("c"), OpenOptions::default()).unwrap();
+        let digest = store.blobs().put(b"bytes", &store.publishing(&crate::Quiet).unwrap()).unwrap();
+        let (blobs, path) = (store.blobs(), store.blobs().path(&digest));
+        let look = || fs::metadata(&path).unwrap();
+        assert!(!blobs.is_sealed(&digest, &look()));
+        blobs.seal(&digest, &look()).unwrap();
+        assert!(blobs.is_sealed(&digest, &look()));
+        // The same seal under another name says nothing of that.
+        let other = Digest::of(b"other");
+        fs::copy(blobs.seal_path(&digest), blobs.seal_path(&other)).unwrap();
+        assert!(!blobs.is_sealed(&other, &look()));
+        fsio::write_atomic(&store.scratch().unwrap(), &path, b"bytez").unwrap();
+        assert!(!blobs.is_sealed(&digest, &look()));
+        let found = store.verify(&crate::VerifyOptions::default(), &crate::Quiet).unwrap();
+        assert_eq!(found.damaged.len(), 2, "the blob, and the seal under another's name: {found:?}");
     }
 
     #[test]

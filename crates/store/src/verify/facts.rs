@@ -195,6 +195,7 @@ struct Pointer {
     agent: Option<String>,
     engine: Option<Digest>,
     seen: Option<Digest>,
+    blob: Option<Digest>,
 }
 
 /// What is wrong with a pointer.
@@ -209,9 +210,10 @@ fn pointer_at(kind: &Path, path: &Path) -> Result<Option<String>, Verdict> {
         }
         (Some("engine-image"), Pointer { engine: Some(engine), .. }) => *engine,
         (Some("seen"), Pointer { seen: Some(seen), .. }) => *seen,
+        (Some("blob"), Pointer { blob: Some(blob), .. }) => *blob,
         // Of version 1, which did not say; nobody believes it.
         (Some("engine-image"), Pointer { agent: None, .. }) => return Ok(None),
-        (Some("agent" | "build" | "engine-image" | "seen"), _) => {
+        (Some("agent" | "build" | "engine-image" | "seen" | "blob"), _) => {
             return Ok(Some("it is another's".to_owned()));
         }
         // Of a kind that is not known.
