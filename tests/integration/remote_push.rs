@@ -101,7 +101,8 @@ fn a_push_survives_each_fault_once() {
         let bytes = noise(100 + n as u64, 40 * MIB);
         let began = Instant::now();
         let pushed = push(&client, &bytes, &[]);
-        let seen = proxy.seen().into_iter().map(|seen| (seen.method, seen.status, seen.up)).collect::<Vec<_>>();
+        let seen =
+            proxy.seen().into_iter().map(|seen| (seen.method, seen.status, seen.up)).collect::<Vec<_>>();
         let told = format!("{method} {fault:?} after {:?}: {seen:?}", began.elapsed());
         assert!(matches!(pushed, Ok(Pushed::Uploaded)), "{told}: {pushed:?}");
         assert_there(&registry, &bytes);
@@ -189,6 +190,7 @@ fn damaged_bytes_are_not_pushed() {
         !proxy.seen().iter().any(|seen| seen.up == right.len() as u64),
         "not even to a registry that takes all"
     );
+    assert!(proxy.count("DELETE", "/uploads/") > 0, "it is told that nothing more comes");
     assert_eq!(push(&client, &right, &[]).unwrap(), Pushed::Uploaded);
 }
 
