@@ -190,6 +190,7 @@ fn damaged_bytes_are_not_pushed() {
         !proxy.seen().iter().any(|seen| seen.up == right.len() as u64),
         "not even to a registry that takes all"
     );
+    assert!(proxy.count("DELETE", "/uploads/") > 0, "it is told that nothing more comes");
     assert_eq!(push(&client, &right, &[]).unwrap(), Pushed::Uploaded);
 }
 

@@ -355,3 +355,21 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dockers_own_registry_is_asked_where_and_by_the_names_that_docker_asks_it() {
+        let at = |registry: &str, repository: &str| {
+            let (registry, repository) =
+                (Registry::parse(registry).unwrap(), Repository::parse(repository).unwrap());
+            Client::new(&registry, &repository, Options::default()).unwrap().at("tags/list").text()
+        };
+        assert_eq!(at("docker.io", "alpine"), "https://registry-1.docker.io/v2/library/alpine/tags/list");
+        assert_eq!(at("docker.io", "team/a"), "https://registry-1.docker.io/v2/team/a/tags/list");
+        assert_eq!(at("ghcr.io", "alpine"), "https://ghcr.io/v2/alpine/tags/list");
+        assert_eq!(at("127.0.0.1:5000", "a"), "http://127.0.0.1:5000/v2/a/tags/list");
+    }
+}

@@ -66,7 +66,8 @@ impl Client {
         mounts: &[Repository],
         advance: &dyn Fn(u64),
     ) -> Result<Pushed> {
-        if self.head_blob(digest, Right::Push)? == Some(size) {
+        let there = self.head_blob(digest, Right::Push)?;
+        if there.is_some_and(|length| length.is_none_or(|length| length == size)) {
             advance(size);
             return Ok(Pushed::Present);
         }
@@ -110,7 +111,6 @@ enum Mount {
 }
 
 /// An upload at the registry.
-#[derive(Clone)]
 struct Session {
     /// Where the next piece goes.
     url: Url,
@@ -173,6 +173,12 @@ impl Upload<'_> {
         let mut counted = 0;
         loop {
             let Err(error) = self.once(&mut session, chunk, &retry) else { return Ok(()) };
+            if let (RemoteError::Damaged { .. } | RemoteError::Local { .. }, Some(session)) =
+                (&error, &session)
+            {
+                // Nothing more is to come. It removes what nobody ends by itself, some day.
+                let _ = self.client.call(self.ask("DELETE", session.url.clone()), &self.scopes, None);
+            }
             let has = session.as_ref().map_or(0, |session| session.has);
             // Lost uploads, and pieces that are too large or out of place; not a
             // registry where none can begin.
@@ -191,13 +197,18 @@ impl Upload<'_> {
                 return Err(error);
             }
             retry.again_if(worth, error)?;
-            session = match session {
-                Some(session) => self.status(session, &retry),
-                None => None,
-            };
+            if let Some(begun) = session.take() {
+                session = loop {
+                    match self.status(&begun, &retry) {
+                        Ok(found) => break found,
+                        Err(error) => retry.again(error)?,
+                    }
+                };
+            }
             if session.is_none() {
                 // The answer to the last piece may be all that was lost.
-                if self.client.head_blob(self.digest, Right::Push).ok().flatten() == Some(self.size) {
+                let there = self.client.head_blob(self.digest, Right::Push).ok().flatten();
+                if there == Some(Some(self.size)) {
                     self.source.tell(self.size, self.advance);
                     return Ok(());
                 }
@@ -206,16 +217,17 @@ impl Upload<'_> {
     }
 
     /// How far an upload is, if the registry still has it.
-    fn status(&self, session: Session, retry: &Retry) -> Option<Session> {
+    fn status(&self, session: &Session, retry: &Retry) -> Result<Option<Session>> {
         let ask = self.ask("GET", session.url.clone()).until(retry.deadline());
-        let (answer, ask) = self.client.call(ask, &self.scopes, None).ok()?;
+        let (answer, ask) = self.client.call(ask, &self.scopes, None)?;
         if !matches!(answer.status, 200..=204) {
-            return None;
+            let refusal = self.client.refusal(answer, &ask);
+            return if refusal.is_transient() { Err(refusal) } else { Ok(None) };
         }
-        let has = answer.header("Range").map_or(Some(0), received)?;
-        // More than was sent is not this blob.
+        let Some(has) = answer.header("Range").map_or(Some(0), received) else { return Ok(None) };
         let url = self.session(&answer, &ask).map_or_else(|_| session.url.clone(), |found| found.url);
-        (has <= self.source.hashed()).then_some(Session { url, has, ..session })
+        // More than was sent is not this blob.
+        Ok((has <= self.source.hashed()).then_some(Session { url, has, least: session.least }))
     }
 
     /// From where the upload is to its end.
