@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Take};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use smolcellar_oci::{Descriptor, ImageId, Platform, Selector, media};
@@ -273,9 +273,6 @@ impl Cache {
         entry: &MachineEntry,
     ) -> CacheResult<Option<(Assembled, u64, u64)>> {
         let Some((tail, plan)) = self.plan(at, assembly, entry)? else { return Ok(None) };
-        if plan.copies.is_empty() {
-            return Ok(None);
-        }
         let assembly = Assembly { tail: &tail, ..*assembly };
         match assembly.by_plan(&plan, true) {
             Ok(Outcome::Done(done)) => Ok(Some((done, plan.fetched() + tail.len() as u64, plan.copied()))),
@@ -478,16 +475,20 @@ impl Read for Stoppable {
 struct Task<'a> {
     reporter: &'a dyn Reporter,
     name: &'static str,
+    /// What was not reported yet: a second try does not go beyond the total.
+    left: AtomicU64,
 }
 
 impl<'a> Task<'a> {
     fn begin(reporter: &'a dyn Reporter, name: &'static str, total: u64) -> Self {
         reporter.report(Event::Begin { task: name, total: Some(total) });
-        Self { reporter, name }
+        Self { reporter, name, left: AtomicU64::new(total) }
     }
 
     fn advance(&self, bytes: u64) {
-        self.reporter.report(Event::Advance { task: self.name, bytes });
+        let take = |left: u64| Some(left.saturating_sub(bytes));
+        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).unwrap_or(0);
+        self.reporter.report(Event::Advance { task: self.name, bytes: bytes.min(before) });
     }
 }
 
