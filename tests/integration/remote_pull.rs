@@ -2,6 +2,7 @@
 //! wrong between the two.
 
 use std::cell::Cell;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use smolcellar_oci::{Descriptor, Registry as Address, Repository, Selector, Tag, media};
@@ -71,7 +72,7 @@ fn what_is_pushed_is_found_listed_pulled_and_removed() {
     client.blob(&blob, &mut got, &|bytes| told.set(told.get() + bytes)).unwrap();
     assert!(got == bytes && told.get() == blob.size);
     let mut part = Vec::new();
-    let mut sink = |piece: &[u8]| Ok(part.extend_from_slice(piece));
+    let mut sink = |piece: &[u8]| part.write_all(piece);
     assert_eq!(client.blob_range(&blob.digest, 1_000_001, 77, &mut sink).unwrap(), Ranged::Done);
     assert_eq!(part, bytes[1_000_001..1_000_078]);
 
@@ -112,13 +113,12 @@ fn tags_are_read_page_by_page() {
         let tag = Selector::Tag(Tag::parse(&format!("t{n}")).unwrap());
         direct.put_manifest(&tag, media::MANIFEST, &manifest.to_bytes()).unwrap();
     }
-    // The first page ends early, and links to the rest.
-    let page = Fault::Answer(
-        200,
-        vec![("Link".into(), "</v2/a/b/tags/list?last=t2&n=2>; rel=\"next\"".into())],
-        r#"{"tags":["t0","t1","t2","no tag"]}"#.into(),
-    );
-    proxy.fault("GET", "/tags/", 0, 1, page);
+    // This registry knows no pages, and answers the third question with all.
+    for (tags, next) in [(r#""t0","no tag""#, "?last=t0"), (r#""t1",null"#, "list?last=t1")] {
+        let link = vec![("Link".into(), format!("<{next}>; rel=\"next\""))];
+        let page = Fault::Answer(200, link, format!("{{\"tags\":[{tags}]}}").replace("null", "\"t0\""));
+        proxy.fault("GET", "/tags/", 0, 1, page);
+    }
     assert_eq!(client(&proxy.host(), "a/b").tags().unwrap().len(), 7);
     assert_eq!(proxy.count("GET", "/tags/"), 3, "{:?}", proxy.seen());
     // Pages of another server are none.
@@ -263,7 +263,7 @@ fn parts_are_exact_or_the_registry_has_none() {
     let client = client(&proxy.host(), "a/b");
     let part = |start: usize, length: usize| {
         let mut got = Vec::new();
-        let mut sink = |piece: &[u8]| Ok(got.extend_from_slice(piece));
+        let mut sink = |piece: &[u8]| got.write_all(piece);
         client.blob_range(&blob.digest, start as u64, length as u64, &mut sink).map(|ranged| (ranged, got))
     };
     for (start, length) in [(0, 1), (5, 0), (MIB, 3 * MIB), (20 * MIB - 1, 1)] {
@@ -304,8 +304,6 @@ fn another_server_does_not_hear_who_asks() {
     // As registries do that keep their blobs at a storage service's.
     let signed = format!("http://{}/signed?for=needle", storage.host());
     front.fault("GET", "/blobs/", 1, 9, Fault::with_header(307, "Location", &signed));
-    let text = String::from_utf8(bytes.clone());
-    assert!(text.is_err(), "noise");
     storage.fault("GET", "/signed", 0, 1, Fault::status(403));
     let client = client_with(&front.host(), "a/b", Options { login, ..options() });
     let refused = client.blob(&blob, &mut Vec::new(), &|_| {}).unwrap_err().to_string();

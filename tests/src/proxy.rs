@@ -27,8 +27,6 @@ pub enum Fault {
     Stall,
     /// So many bytes of the answer's body, then nothing, and the connection stays.
     StallAnswer(u64),
-    /// Nothing is read of the request's body, and the connection stays.
-    StallRequest,
     /// One bit of the byte at this offset of the answer's body is another.
     Flip(u64),
     /// This answer instead: status, headers, body.
@@ -336,10 +334,15 @@ impl Connection {
         index: usize,
     ) -> io::Result<bool> {
         let request_body = head.framing(Framing::Length(0));
+        let waits = head.get("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+        let mut goes_on = || match waits {
+            true => (&mut *writer).write_all(b"HTTP/1.1 100 Continue\r\n\r\n"),
+            false => Ok(()),
+        };
         let fault = self.fault_for(seen);
         match &fault {
             Some(Fault::Drop) => return Ok(false),
-            Some(Fault::Stall | Fault::StallRequest) => return Ok(self.stall()),
+            Some(Fault::Stall) => return Ok(self.stall()),
             Some(Fault::Answer(code, headers, body)) => {
                 // Nothing of the body is read: as a registry does that refuses by the head.
                 self.note(index, |seen| seen.status = *code);
@@ -347,6 +350,7 @@ impl Connection {
                 return Ok(request_body == Framing::Length(0));
             }
             Some(Fault::Refuse(code)) => {
+                goes_on()?;
                 let up = copy(reader, &mut io::sink(), request_body, u64::MAX, |_| Ok(()))?;
                 self.note(index, |seen| (seen.status, seen.up) = (*code, up));
                 answer(writer, *code, &[], "", seen.method == "HEAD")?;
@@ -383,6 +387,7 @@ impl Connection {
         head.set("connection", "close");
         head.headers.retain(|(name, _)| name != "expect");
         head.write(&mut &backend)?;
+        goes_on()?;
         let limit = match fault {
             Some(Fault::CutRequest(limit)) => limit,
             _ => u64::MAX,

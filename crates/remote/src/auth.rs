@@ -62,6 +62,8 @@ pub(crate) struct Auth {
     registry: Registry,
     repository: Repository,
     found: OnceLock<Found>,
+    /// Whoever logs in: the others wait, and go in with what it got.
+    entering: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -93,6 +95,7 @@ impl Auth {
             registry: registry.clone(),
             repository: repository.clone(),
             found: OnceLock::new(),
+            entering: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -146,6 +149,7 @@ impl Auth {
         used: Option<&Secret>,
         deadline: Option<Instant>,
     ) -> Result<Option<Secret>> {
+        let _entering = self.entering.lock().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have been faster.
         if let Some(header) = self.header(scopes).filter(|header| Some(header) != used) {
             return Ok(Some(header));
@@ -286,4 +290,39 @@ struct TokenAnswer {
 /// RFC 7617.
 fn basic(user: &str, password: &Secret) -> Secret {
     Secret::new(format!("Basic {}", STANDARD.encode(format!("{user}:{}", password.expose()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn no_password_goes_out_of_tls_and_none_to_a_place_that_makes_no_sense() {
+        let login = Some(("u".to_owned(), Secret::new("needle")));
+        let registry = Registry::parse("https://127.0.0.1:1").unwrap();
+        let repository = Repository::parse("a/b").unwrap();
+        let options = Options { login, ..Options::patient(Duration::from_secs(1)) };
+        let http = Http::new(&registry, "127.0.0.1:1", Arc::new(options));
+        let auth = Auth::new(&registry, &repository);
+        let scopes = Scopes::of(&repository, Right::Pull);
+        let answer = |header: &str| auth.answer(&http, &[header.to_owned()], &scopes, None, None);
+        for (realm, says) in [
+            ("http://127.0.0.1:1/t", "not encrypted"),
+            ("ftp://x/", "neither"),
+            ("/token", "neither"),
+            ("https://u:p@h/", "user"),
+        ] {
+            let error = answer(&format!("Bearer realm=\"{realm}\"")).unwrap_err();
+            assert!(matches!(error, RemoteError::Nonsense { .. }), "{error}");
+            assert!(error.to_string().contains(says) && !format!("{error:?}").contains("needle"), "{error}");
+        }
+        assert!(matches!(answer("Digest realm=x"), Err(RemoteError::Nonsense { .. })));
+        // Basic is said once; the same again is no answer.
+        let header = answer("Basic realm=x").unwrap().unwrap();
+        assert_eq!(header.expose(), "Basic dTpuZWVkbGU=");
+        let again = auth.answer(&http, &["Basic realm=x".to_owned()], &scopes, Some(&header), None);
+        assert_eq!(again.unwrap(), None);
+        assert!(!format!("{auth:?}").contains("needle") && !format!("{auth:?}").contains("dTpuZWVkbGU"));
+    }
 }

@@ -1,6 +1,7 @@
 //! One repository of one registry: requests that are let in and follow
 //! redirects, and the small things: manifests, tags.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -304,7 +305,7 @@ impl Client {
         struct Page {
             tags: Option<Vec<String>>,
         }
-        let mut tags = Vec::new();
+        let (mut tags, mut seen) = (Vec::new(), HashSet::new());
         let mut next = Some(self.at("tags/list?n=1000"));
         let lookup = Retry::lookup(self.options());
         lookup.run(|retry| {
@@ -321,7 +322,9 @@ impl Client {
                 let bytes = answer.small(MAX_PAGE)?;
                 let page: Page = serde_json::from_slice(&bytes)
                     .map_err(|_| answer.nonsense(&ask, "something that is no list of tags"))?;
-                tags.extend(page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok()));
+                let found = page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok());
+                // Pages may overlap.
+                tags.extend(found.filter(|tag| seen.insert(tag.clone())));
                 // No other server's pages are this repository's.
                 let link = answer.header("Link").and_then(next_link).map(str::to_owned);
                 let following = link.and_then(|link| ask.url.join(&link).ok());
@@ -350,5 +353,23 @@ impl Client {
             )),
             None => uploads,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dockers_own_registry_is_asked_where_and_by_the_names_that_docker_asks_it() {
+        let at = |registry: &str, repository: &str| {
+            let (registry, repository) =
+                (Registry::parse(registry).unwrap(), Repository::parse(repository).unwrap());
+            Client::new(&registry, &repository, Options::default()).unwrap().at("tags/list").text()
+        };
+        assert_eq!(at("docker.io", "alpine"), "https://registry-1.docker.io/v2/library/alpine/tags/list");
+        assert_eq!(at("docker.io", "team/a"), "https://registry-1.docker.io/v2/team/a/tags/list");
+        assert_eq!(at("ghcr.io", "alpine"), "https://ghcr.io/v2/alpine/tags/list");
+        assert_eq!(at("127.0.0.1:5000", "a"), "http://127.0.0.1:5000/v2/a/tags/list");
     }
 }

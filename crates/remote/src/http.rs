@@ -81,6 +81,8 @@ impl Http {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("smolcellar/", env!("CARGO_PKG_VERSION")))
+            // Bytes as they are: their digests are checked.
+            .accept_encoding("identity")
             .timeout_connect(Some(options.connect))
             .timeout_resolve(Some(options.connect))
             .timeout_send_request(Some(options.answer))

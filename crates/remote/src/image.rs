@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -47,7 +47,7 @@ pub struct PushedImage {
     pub mounted: Count,
     /// What it had.
     pub present: Count,
-    /// How long it took.
+    /// How long it took, in whole microseconds.
     pub seconds: f64,
 }
 
@@ -146,7 +146,7 @@ fn push(
         uploaded: count(Pushed::Uploaded),
         mounted: count(Pushed::Mounted),
         present: count(Pushed::Present),
-        seconds: began.elapsed().as_secs_f64(),
+        seconds: (began.elapsed().as_secs_f64() * 1e6).round() / 1e6,
     })
 }
 
@@ -158,7 +158,7 @@ fn push_blobs(
     blobs: &[Descriptor],
     task: &Task<'_>,
 ) -> Result<Vec<Pushed>> {
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (next, failed) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(false)));
     let results = Mutex::new(Vec::new());
     let work = || {
         while !failed.load(Ordering::Relaxed) {
@@ -168,7 +168,7 @@ fn push_blobs(
             let open = |offset: u64| -> io::Result<Box<dyn Read + Send>> {
                 let mut file = File::open(&path)?;
                 file.seek(SeekFrom::Start(offset))?;
-                Ok(Box::new(file))
+                Ok(Box::new(Wanted { file, unwanted: Arc::clone(&failed) }))
             };
             let from = mounts.of(&blob.digest);
             let result =
@@ -192,6 +192,21 @@ fn push_blobs(
         results.sort_by_key(|(index, _)| *index);
     }
     results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// A blob's file, as long as pushing it is any use.
+struct Wanted {
+    file: File,
+    unwanted: Arc<AtomicBool>,
+}
+
+impl Read for Wanted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.unwanted.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("another blob of the image could not be pushed")),
+            false => self.file.read(buffer),
+        }
+    }
 }
 
 /// Reads back what the registry has under the tag.

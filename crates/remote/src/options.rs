@@ -62,7 +62,7 @@ impl Options {
             idle: patience,
             slowest: 8 << 10,
             retries: 4,
-            stuck: patience * 3,
+            stuck: patience * 6,
             lookup: patience,
             transfer: None,
             login: None,

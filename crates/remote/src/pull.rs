@@ -35,16 +35,22 @@ impl Client {
     /// # Errors
     /// [`RemoteError`]; within [`crate::Options::lookup`].
     pub fn has_blob(&self, digest: &Digest) -> Result<Option<u64>> {
-        self.head_blob(digest, Right::Pull)
+        let no_length = || RemoteError::Nonsense {
+            registry: self.registry().to_owned(),
+            what: self.named("the blob", digest),
+            problem: "no length of it".into(),
+        };
+        self.head_blob(digest, Right::Pull)?.map(|length| length.ok_or_else(no_length)).transpose()
     }
 
-    pub(crate) fn head_blob(&self, digest: &Digest, right: Right) -> Result<Option<u64>> {
+    /// Whether there is a blob, and its size if the registry says.
+    pub(crate) fn head_blob(&self, digest: &Digest, right: Right) -> Result<Option<Option<u64>>> {
         Retry::lookup(self.options()).run(|retry| {
             let ask = Ask::new("HEAD", self.blob_at(digest), self.named("the blob", digest))
                 .until(retry.deadline());
             let (answer, ask) = self.call(ask, &self.scopes(right), None)?;
             match answer.status {
-                200 => answer.length().map(Some).ok_or_else(|| answer.nonsense(&ask, "no length of it")),
+                200 => Ok(Some(answer.length())),
                 404 => Ok(None),
                 _ => Err(self.refusal(answer, &ask)),
             }

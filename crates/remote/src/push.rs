@@ -24,6 +24,10 @@ const CHUNK: u64 = 16 << 20;
 const LEAST: u64 = 256 << 10;
 /// What a registry is taken to hash and move per second once it has a blob.
 const COMMIT: u64 = 8 << 20;
+/// From how many bytes on a registry is asked before it gets them, so that a
+/// refusal is heard before they are sent: who refuses in the middle of a body
+/// hangs up, and the reason is lost.
+const ASKED: u64 = 1 << 20;
 /// From how many repositories a blob is tried to be mounted.
 const MOUNTS: usize = 3;
 
@@ -62,7 +66,8 @@ impl Client {
         mounts: &[Repository],
         advance: &dyn Fn(u64),
     ) -> Result<Pushed> {
-        if self.head_blob(digest, Right::Push)? == Some(size) {
+        let there = self.head_blob(digest, Right::Push)?;
+        if there.is_some_and(|length| length.is_none_or(|length| length == size)) {
             advance(size);
             return Ok(Pushed::Present);
         }
@@ -76,6 +81,7 @@ impl Client {
             scopes: self.scopes(Right::Push),
             source: Source::new(digest, size),
             renewals: 0,
+            asks: true,
         };
         let mut session = None;
         for from in mounts.iter().filter(|from| *from != self.repository()).take(MOUNTS) {
@@ -105,7 +111,6 @@ enum Mount {
 }
 
 /// An upload at the registry.
-#[derive(Clone)]
 struct Session {
     /// Where the next piece goes.
     url: Url,
@@ -125,6 +130,8 @@ struct Upload<'a> {
     scopes: Scopes,
     source: Source,
     renewals: u32,
+    /// Whether to ask before large pieces; not where that is not understood.
+    asks: bool,
 }
 
 impl Upload<'_> {
@@ -166,6 +173,12 @@ impl Upload<'_> {
         let mut counted = 0;
         loop {
             let Err(error) = self.once(&mut session, chunk, &retry) else { return Ok(()) };
+            if let (RemoteError::Damaged { .. } | RemoteError::Local { .. }, Some(session)) =
+                (&error, &session)
+            {
+                // Nothing more is to come. It removes what nobody ends by itself, some day.
+                let _ = self.client.call(self.ask("DELETE", session.url.clone()), &self.scopes, None);
+            }
             let has = session.as_ref().map_or(0, |session| session.has);
             // Lost uploads, and pieces that are too large or out of place; not a
             // registry where none can begin.
@@ -184,13 +197,18 @@ impl Upload<'_> {
                 return Err(error);
             }
             retry.again_if(worth, error)?;
-            session = match session {
-                Some(session) => self.status(session, &retry),
-                None => None,
-            };
+            if let Some(begun) = session.take() {
+                session = loop {
+                    match self.status(&begun, &retry) {
+                        Ok(found) => break found,
+                        Err(error) => retry.again(error)?,
+                    }
+                };
+            }
             if session.is_none() {
                 // The answer to the last piece may be all that was lost.
-                if self.client.head_blob(self.digest, Right::Push).ok().flatten() == Some(self.size) {
+                let there = self.client.head_blob(self.digest, Right::Push).ok().flatten();
+                if there == Some(Some(self.size)) {
                     self.source.tell(self.size, self.advance);
                     return Ok(());
                 }
@@ -199,16 +217,17 @@ impl Upload<'_> {
     }
 
     /// How far an upload is, if the registry still has it.
-    fn status(&self, session: Session, retry: &Retry) -> Option<Session> {
+    fn status(&self, session: &Session, retry: &Retry) -> Result<Option<Session>> {
         let ask = self.ask("GET", session.url.clone()).until(retry.deadline());
-        let (answer, ask) = self.client.call(ask, &self.scopes, None).ok()?;
+        let (answer, ask) = self.client.call(ask, &self.scopes, None)?;
         if !matches!(answer.status, 200..=204) {
-            return None;
+            let refusal = self.client.refusal(answer, &ask);
+            return if refusal.is_transient() { Err(refusal) } else { Ok(None) };
         }
-        let has = answer.header("Range").map_or(Some(0), received)?;
-        // More than was sent is not this blob.
+        let Some(has) = answer.header("Range").map_or(Some(0), received) else { return Ok(None) };
         let url = self.session(&answer, &ask).map_or_else(|_| session.url.clone(), |found| found.url);
-        (has <= self.source.hashed()).then_some(Session { url, has, ..session })
+        // More than was sent is not this blob.
+        Ok((has <= self.source.hashed()).then_some(Session { url, has, least: session.least }))
     }
 
     /// From where the upload is to its end.
@@ -244,6 +263,7 @@ impl Upload<'_> {
             }
             let next = self.session(&answer, &ask).map_or_else(|_| session.url.clone(), |next| next.url);
             (session.url, session.has) = (next, has);
+            self.renewals = 0;
             self.source.tell(has, self.advance);
         }
         loop {
@@ -267,12 +287,15 @@ impl Upload<'_> {
         }
     }
 
-    /// Sends a part of the blob. `None`: the registry wanted a newer token, which
-    /// there is now.
+    /// Sends a part of the blob. `None`: it is to be sent again, in another way
+    /// or with the newer token that there is now.
     fn stream(&mut self, mut ask: Ask, from: u64, to: u64) -> Result<Option<(Answer, Ask)>> {
         let client = self.client;
         let ours = ask.url.same_origin(client.http().root());
         ask.authorization = ours.then(|| client.auth().header(&self.scopes)).flatten();
+        if self.asks && to - from >= ASKED {
+            ask = ask.header("Expect", "100-continue");
+        }
         let problem = Cell::new(None);
         let reading = || RemoteError::local(format!("cannot read the blob {}", self.digest));
         let mut part = Part {
@@ -306,6 +329,10 @@ impl Upload<'_> {
         if answer.status == 401 && ours {
             client.renew(&mut answer, &ask, &self.scopes, self.renewals < 3)?;
             self.renewals += 1;
+            return Ok(None);
+        }
+        if answer.status == 417 && self.asks {
+            self.asks = false;
             return Ok(None);
         }
         Ok(Some((answer, ask)))
