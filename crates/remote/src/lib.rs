@@ -35,10 +35,12 @@ pub mod artifact;
 mod cache;
 mod cache_error;
 mod cache_list;
+mod cache_push;
 mod delta_fetch;
 mod delta_local;
 pub mod delta_plan;
 
-pub use cache::{Cache, Pull, Pulled, Push};
+pub use cache::{Cache, Pull, Pulled};
 pub use cache_error::{Breaker, CacheError, CacheResult};
 pub use cache_list::{Listed, Listing};
+pub use cache_push::Push;

@@ -453,3 +453,46 @@ proptest! {
         prop_assert!(files(&store).is_empty());
     }
 }
+
+/// The file of an artifact in a temporary folder of another store.
+fn received(store: &Store, bytes: &[u8]) -> (smolcellar_store::TempDir, smolcellar_store::StagedBlob) {
+    let dir = store.temp_dir().unwrap();
+    let parts = smolcellar_store::BlobParts::create(&dir, bytes.len() as u64, Box::new(|_| {})).unwrap();
+    parts.write_at(bytes, 0).unwrap();
+    let staged = parts.finish().unwrap();
+    (dir, staged)
+}
+
+#[test]
+fn what_was_received_is_published_only_if_it_is_what_its_receipt_says() {
+    let sample = Sample::new(&["a"]);
+    let key = sample.machine(1);
+    let Lookup::Hit(machine) = sample.store.machine(&key, true).unwrap() else { panic!() };
+    let bytes = std::fs::read(&machine.path).unwrap();
+    let entry = MachineEntry::of(&machine.receipt);
+    assert_eq!(MachineEntry::parse(&entry.to_text()).unwrap(), entry);
+    let mut sum = smolcellar_pack::Sum::new(bytes.len() as u64);
+    sum.update(&bytes);
+    let sum = sum.finish();
+    let (_dir, other) = empty();
+    let publish = |entry: &MachineEntry, bytes: &[u8], sum| {
+        let lock = other.lock_build(&entry.key().lock_name(), &Quiet).unwrap();
+        let (_temp, staged) = received(&other, bytes);
+        publish_received(&other, "x", entry, staged, sum, &lock, &Quiet)
+    };
+    let mut flipped = bytes.clone();
+    flipped[9] ^= 1;
+    assert!(matches!(publish(&entry, &flipped, sum), Err(TransferError::Mismatch { .. })));
+    // Somebody's receipt for damaged bytes: its own parts tell.
+    let fitted = MachineEntry { sha256: Digest::of(&flipped), ..entry.clone() };
+    assert!(matches!(publish(&fitted, &flipped, None), Err(TransferError::Invalid { .. })));
+    assert!(matches!(publish(&entry, &bytes, sum.map(|sum| sum ^ 1)), Err(TransferError::Invalid { .. })));
+    let larger = MachineEntry { size: entry.size + 1, ..entry.clone() };
+    assert!(matches!(publish(&larger, &bytes, sum), Err(TransferError::Invalid { .. })));
+    let of_another = MachineEntry { image: Digest::of(b"another"), ..entry.clone() };
+    assert!(matches!(publish(&of_another, &bytes, sum), Err(TransferError::Invalid { .. })));
+    assert_eq!(other.machine_keys().unwrap(), []);
+    assert_eq!(publish(&entry, &bytes, sum).unwrap().1, Status::Imported);
+    assert_eq!(publish(&entry, &bytes, None).unwrap().1, Status::Present);
+    assert!(matches!(other.machine(&key, true).unwrap(), Lookup::Hit(_)));
+}
