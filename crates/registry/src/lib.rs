@@ -9,10 +9,13 @@
 //! machine can connect to it: there are no accounts and no passwords.
 //!
 //! A blob is sent out of its file, as fast as the client takes it and in memory
-//! of fixed size. It is hashed once per process, the first time it is sent: a
-//! whole one on its way out, where the last bytes are held back if it turns out
-//! to be damaged; a part of one, or a small one, before. That costs the first
-//! part of a large blob a second per gigabyte or less, and later ones nothing.
+//! of fixed size. No byte is sent of which it is not known that it was hashed
+//! since it was last written: what was pushed was hashed as it came, and the
+//! store remembers by a stat seal that its file is the same; what has no seal is
+//! hashed when it is sent the first time. A whole blob is hashed on its way out,
+//! and the last bytes are held back if it turns out to be damaged; a part of
+//! one, or a small one, before. That costs the first part of a large blob about
+//! a second per gigabyte, and all that come later nothing.
 
 mod body;
 mod crowd;

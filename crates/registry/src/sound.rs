@@ -1,8 +1,7 @@
 //! Which files were hashed by this process and found to be what they are called.
 //!
-//! The store hashed each blob when it was written. That a disk has kept it is
-//! found out here: a blob is hashed once per process, the first time that it is
-//! sent, and again only if its file is another one by then.
+//! Blobs of a store have seals that outlast the process. This is for files
+//! without a store, and for stores that cannot be written.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
