@@ -82,7 +82,8 @@ impl<'a> Remote<'a> {
         };
         not_offline(session, &place)?;
         let options = remote_options::options(&place.registry, by)?;
-        Self::new(session, place, Mode::Rw, options)
+        let remote = Self::new(session, place, Mode::Rw, options)?;
+        Ok(Self { cache: remote.cache.patient(), ..remote })
     }
 
     fn new(session: &'a Session, place: Place, mode: Mode, options: Options) -> Result<Self> {

@@ -85,7 +85,7 @@ fn by_reference(
 ) -> Result<MachineKey> {
     remote::not_offline(session, reference)?;
     let options = remote_options::options(&reference.registry, NamedBy::User)?;
-    let cache = Cache::new(Client::new(&reference.registry, &reference.repository, options)?);
+    let cache = Cache::new(Client::new(&reference.registry, &reference.repository, options)?).patient();
     let agent = args.agent.as_deref();
     let imported = cache
         .pull_reference(store, &reference.selector(), args.image_id, agent, &session.progress)
