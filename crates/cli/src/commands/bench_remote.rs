@@ -1,6 +1,7 @@
 //! `bench --remote`: an artifact of some 340 MB to a registry on this machine
 //! and back, in turns with smolvm's own `pack push` and `pack pull`; and a pull
-//! of the next version of it, by one who has the version before.
+//! of the next version of it, by one who has the version before; the same over a
+//! slower network; and our own registry beside docker-registry.
 //!
 //! Ours publishes what it pulled: it is on the disk, checked in all its parts,
 //! and a hit. smolvm's pull ends with a file that nothing was waited for.
@@ -8,17 +9,20 @@
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use smolcellar_engine::Engine;
 use smolcellar_oci::{Registry, Repository};
+use smolcellar_registry::StoreServer;
 use smolcellar_remote::{Cache, Client, Pull, Pulled, Push};
 use smolcellar_store::{Digest, Event, Lookup, Machine, MachineKey, OpenOptions, Quiet, Reporter, Store};
 
 use crate::args::Bench;
 use crate::commands::bench::{Runner, median, noise, project};
+use crate::commands::bench_link::Link;
 use crate::exit;
 use crate::format;
 use crate::host::{self, Background};
@@ -50,7 +54,11 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
 
     let (mut their_pushes, mut pushes) = (Vec::new(), Vec::new());
     let (mut their_pulls, mut pulls, mut deltas) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut far_pulls, mut far_deltas) = (Vec::new(), Vec::new());
+    let (mut their_reads, mut reads) = (Vec::new(), Vec::new());
     let mut moved = 0;
+    let link = Link::before(&registry.host)?;
+    let served = Served::start(&work, &before)?;
     for round in 1..=args.runs {
         say(&format!("round {round} of {}", args.runs));
         // A repository of each round's own: nothing is there already.
@@ -68,28 +76,31 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         their_pulls.push(smolvm.run(&["pack", "pull", &theirs, "-o", text(&out)?])?);
         std::fs::remove_file(&out).context("smolvm pulled nothing")?;
 
-        let store = work.join("store");
-        if store.exists() {
-            std::fs::remove_dir_all(&store).context("cannot empty a cache")?;
+        let (whole, delta, fetched) = both(&work, &ours, &before, &after)?;
+        pulls.push(whole);
+        deltas.push(delta);
+        moved = fetched;
+        let far = cache(&link.host, &format!("ours-{round}"))?;
+        let (whole, delta, _) = both(&work, &far, &before, &after)?;
+        far_pulls.push(whole);
+        far_deltas.push(delta);
+
+        let digest = before.receipt.sha256;
+        let own = format!("ours-{round}");
+        for (reads, host, name) in
+            [(&mut their_reads, &registry.host, own.as_str()), (&mut reads, &served.host, Served::NAME)]
+        {
+            let url = format!("http://{host}/v2/{name}/blobs/{digest}");
+            host::settle();
+            reads.push(host::timed(Path::new("curl"), &["-sSfo", "/dev/null", &url].map(OsStr::new), &[])?);
         }
-        let store = Store::open(&store, OpenOptions::default())?;
-        host::settle();
-        let (took, pulled) = pull(&ours, &store, &before.receipt.key())?;
-        if !pulled.whole {
-            bail!("an empty cache had something to copy from");
-        }
-        pulls.push(took);
-        host::settle();
-        let (took, pulled) = pull(&ours, &store, &after.receipt.key())?;
-        if pulled.whole || Digest::of_file(&pulled.machine.path)? != after.receipt.sha256 {
-            bail!("the second version was not pulled by its parts");
-        }
-        deltas.push(took);
-        moved = pulled.fetched;
     }
+    drop(served);
     std::fs::remove_dir_all(work.join("store")).context("cannot empty a cache")?;
     let (their_push, push) = (median(their_pushes), median(pushes));
     let (their_pull, pull, delta) = (median(their_pulls), median(pulls), median(deltas));
+    let (far_pull, far_delta) = (median(far_pulls), median(far_deltas));
+    let (their_read, read) = (median(their_reads), median(reads));
     let hashing = hashing(&after.path)?;
     let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
     if session.global.format == Format::Json {
@@ -107,6 +118,12 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
             "delta_pull_over_pull": ratio(delta, pull),
             "delta_pull_over_smolvm_pull": ratio(delta, their_pull),
             "sha256_seconds": hashing.as_secs_f64(),
+            "gigabit_pull_seconds": far_pull.as_secs_f64(),
+            "gigabit_delta_pull_seconds": far_delta.as_secs_f64(),
+            "gigabit_delta_pull_over_pull": ratio(far_delta, far_pull),
+            "docker_registry_to_curl_seconds": their_read.as_secs_f64(),
+            "registry_serve_to_curl_seconds": read.as_secs_f64(),
+            "registry_serve_rate_over_docker_registry": ratio(their_read, read),
         }))?;
         return Ok(exit::OK);
     }
@@ -124,8 +141,14 @@ pub(crate) fn run(session: &Session, args: &Bench) -> Result<u8> {
         row("pull after a change of 3 MB, published", seconds(delta), ""),
         row("  bytes fetched", format::bytes(moved), "9.5 MiB"),
         row("  over a whole pull of smolvm's", over(delta, their_pull), "0.3"),
-        row("  over a whole pull of ours", over(delta, pull), ""),
+        row("  over a whole pull of ours", over(delta, pull), "0.3"),
         row("  over SHA-256 of the artifact alone", over(delta, hashing), ""),
+        row("the same over one gigabit: whole", seconds(far_pull), ""),
+        row("  and after the change", seconds(far_delta), ""),
+        row("  over the whole one", over(far_delta, far_pull), "0.3"),
+        row("docker-registry to curl", seconds(their_read), ""),
+        row("registry serve to curl", seconds(read), ""),
+        row("  its rate over docker-registry's", over(their_read, read), "1.0"),
     ];
     output::table(&["MEDIAN OF", &format!("{} RUNS", args.runs), "AIM"], &[false, true, true], &rows)?;
     Ok(exit::OK)
@@ -160,6 +183,27 @@ fn pull(cache: &Cache, store: &Store, key: &MachineKey) -> Result<(Duration, Pul
         Pull::Done(pulled) => Ok((began.elapsed(), *pulled)),
         Pull::Missing => bail!("what was pushed is not there"),
     }
+}
+
+/// Pulls one version into an empty cache, and then the next one: what each
+/// took, and the bytes that the second fetched.
+fn both(work: &Path, from: &Cache, before: &Machine, after: &Machine) -> Result<(Duration, Duration, u64)> {
+    let store = work.join("store");
+    if store.exists() {
+        std::fs::remove_dir_all(&store).context("cannot empty a cache")?;
+    }
+    let store = Store::open(&store, OpenOptions::default())?;
+    host::settle();
+    let (whole, pulled) = pull(from, &store, &before.receipt.key())?;
+    if !pulled.whole {
+        bail!("an empty cache had something to copy from");
+    }
+    host::settle();
+    let (delta, pulled) = pull(from, &store, &after.receipt.key())?;
+    if pulled.whole || Digest::of_file(&pulled.machine.path)? != after.receipt.sha256 {
+        bail!("the second version was not pulled by its parts");
+    }
+    Ok((whole, delta, pulled.fetched))
 }
 
 /// SHA-256 of a file and nothing else: what no pull can be faster than that
@@ -240,9 +284,35 @@ impl OwnRegistry {
     }
 
     fn cache(&self, repository: &str) -> Result<Cache> {
-        let (registry, repository) = (Registry::parse(&self.host)?, Repository::parse(repository)?);
-        Ok(Cache::new(Client::new(&registry, &repository, Cache::options())?))
+        cache(&self.host, repository)
     }
+}
+
+/// Our own registry, with one artifact pushed to it.
+struct Served {
+    host: String,
+    _server: StoreServer,
+}
+
+impl Served {
+    const NAME: &str = "bench";
+
+    fn start(work: &Path, machine: &Machine) -> Result<Self> {
+        let dir = work.join("served");
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).context("cannot empty a cache")?;
+        }
+        let store = Arc::new(Store::open(&dir, OpenOptions::default())?);
+        let server = StoreServer::start(store, false, Default::default())?;
+        let host = server.addr().to_string();
+        push(&cache(&host, Self::NAME)?, machine)?;
+        Ok(Self { host, _server: server })
+    }
+}
+
+fn cache(host: &str, repository: &str) -> Result<Cache> {
+    let (registry, repository) = (Registry::parse(host)?, Repository::parse(repository)?);
+    Ok(Cache::new(Client::new(&registry, &repository, Cache::options())?))
 }
 
 impl Drop for OwnRegistry {

@@ -3,6 +3,7 @@
 mod bench;
 mod bench_cache;
 mod bench_launch;
+mod bench_link;
 mod bench_remote;
 mod build_agent;
 mod cache;
