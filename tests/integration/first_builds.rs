@@ -62,3 +62,49 @@ fn of_many_first_builds_of_the_same_sources_one_asks_the_engine() {
     assert!(results.iter().all(|result| result["artifact"] == results[0]["artifact"]));
     cellar.assert_sound();
 }
+
+/// Each context has its image in it.
+const OWN: &str = r#"
+lab=$(dirname "$0")
+case $1 in
+    build) for context; do :; done
+           while [ "$1" != --iidfile ]; do shift; done; sleep 0.3; cp "$context/id" "$2"; sleep 0.1 ;;
+    image) for id in "$lab"/../project/*/id; do case "$*" in *$(cat "$id")*) printf '{"Id":"%s","Size":1}' "$(cat "$id")" ;; esac; done ;;
+    save) for id in "$lab"/../project/*/id; do case "$*" in *$(cat "$id")*) cat "${id%id}image.tar" ;; esac; done ;;
+esac"#;
+
+#[test]
+fn agents_that_are_built_at_once_get_each_its_own_image() {
+    let cellar = Cellar::new();
+    fake_docker(&cellar.path("bin"), OWN);
+    let mut config = String::new();
+    let names = ["a", "b", "c", "d"];
+    for name in names {
+        config += &format!("[agent.{name}]\ncontext = \"{name}\"\n");
+        let saved = docker_save(&[tar(&[file("agent", name.as_bytes())])]);
+        let config =
+            saved.iter().find(|entry| entry.path.ends_with(".json") && entry.path != "manifest.json");
+        cellar.write(&format!("{name}/Dockerfile"), "FROM scratch\nCOPY agent /\n");
+        cellar.write(&format!("{name}/.dockerignore"), "id\nimage.tar\n");
+        cellar.write(&format!("{name}/agent"), name);
+        cellar.write(&format!("{name}/id"), &smolcellar_store::Digest::of(&config.unwrap().data).to_string());
+        fs::write(cellar.project().join(name).join("image.tar"), tar(&saved)).unwrap();
+    }
+    cellar.write("smolcellar.toml", &config);
+    let docker = cellar.path("bin/docker");
+    let words = ["prewarm", "--jobs", "4", "--format", "json", "--engine", docker.to_str().unwrap()];
+    let output = cellar.command(words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let results: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(results.len(), names.len());
+    for (name, result) in names.iter().zip(&results) {
+        let own = fs::read_to_string(cellar.project().join(name).join("id")).unwrap();
+        assert_eq!(
+            (&result["agent"], &result["image_id"]),
+            (&Value::from(*name), &Value::from(own)),
+            "{result}"
+        );
+    }
+    cellar.assert_sound();
+}

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use smolcellar_run::{Limits, status_text};
-use smolcellar_store::Digest;
+use smolcellar_store::{Digest, fsio};
 use xshell::Shell;
 
 use crate::error::{EngineError, Result};
@@ -107,7 +107,8 @@ impl Engine {
         give_up: &dyn Fn() -> bool,
     ) -> Result<Digest> {
         check_inputs(spec)?;
-        let id_file = scratch.join(format!("iid-{}", std::process::id()));
+        // Of this build alone: others may be under way in this process.
+        let id_file = fsio::unused_name(scratch, "iid");
         let command = self.command(&build_args(spec, &id_file));
         let text = describe(&command);
         let followed = follow_unless(command, line, give_up);

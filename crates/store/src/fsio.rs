@@ -157,7 +157,7 @@ pub fn write_atomic(temp_dir: &Path, dest: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// A name in `dir` that nothing has.
-pub(crate) fn unused_name(dir: &Path, stem: &str) -> PathBuf {
+pub fn unused_name(dir: &Path, stem: &str) -> PathBuf {
     use std::hash::{BuildHasher, Hasher};
     // RandomState is seeded by the system and differs for each call.
     let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
