@@ -192,6 +192,24 @@ fn a_remote_in_any_trouble_costs_one_warning_and_never_the_build() {
         assert!(warnings[0].contains("remote cache") && warnings[0].contains(&remote), "{what}: {built:?}");
         laptop.cellar.assert_sound();
     }
+    // Several agents at once meet the same trouble, and it is said once.
+    let laptop = Laptop::new("both");
+    proxy.mend();
+    proxy.fault("*", "/v2/", 0, usize::MAX, Fault::status(503));
+    let words = ["prewarm", "--jobs", "2", "--remote", &remote, "--remote-mode", "rw"];
+    let warmed = laptop.run(words);
+    assert_eq!((warmed.code, warmed.stderr.matches("warning").count()), (0, 1), "{warmed:?}");
+    // One that takes nothing is still read from.
+    let laptop = Laptop::new("read only");
+    proxy.mend();
+    proxy.fault("POST", "/v2/", 0, usize::MAX, Fault::status(403));
+    let other = format!("[agent.z]\ncontext = \"z\"\n[agent.a]\ncontext = \"ctx\"\n");
+    laptop.cellar.write("smolcellar.toml", &other);
+    laptop.cellar.write("z/Dockerfile", "FROM scratch\n");
+    let words = ["build-agent", "z", "a", "--remote", &remote, "--remote-mode", "rw"];
+    let built = laptop.run(words);
+    assert_eq!((built.code, built.stderr.matches("warning").count()), (0, 1), "{built:?}");
+    assert_eq!(laptop.builds(), 1, "the second was not pulled: {built:?}");
     let nobody = format!("{}/c", unused_address());
     let laptop = Laptop::new("nobody");
     let built = laptop.run(["build-agent", "a", "--remote", &nobody, "--remote-mode", "rw"]);
@@ -244,6 +262,11 @@ fn prewarm_builds_pulls_pushes_and_tells_what_is_missing() {
     assert_eq!(three.builds(), 0);
     let plan = three.run(["launch", "a", "--dry-run", "--require-cache"]);
     assert_eq!(plan.code, 0, "{plan:?}");
+    // What the configuration says otherwise is no match.
+    let four = Laptop::new("four");
+    four.cellar.write("smolcellar.toml", "[agent.a]\ncontext = \"ctx\"\ncpus = 3\n");
+    let other = four.json(["prewarm", "--from", file.to_str().unwrap()]);
+    assert_eq!((&other[0]["how"], four.builds()), (&Value::from("built"), 1), "{other:?}");
     let wrong = three.run(["prewarm", "--from", "nothing-like-it"]);
     assert_eq!(wrong.code, 2, "{wrong:?}");
     [one, two, three].iter().for_each(|laptop| laptop.cellar.assert_sound());
@@ -325,7 +348,17 @@ fn artifacts_are_pushed_listed_and_pulled_by_hand() {
     assert_eq!(none.code, 3, "{none:?}");
     let offline = two.run(["cache", "pull", &key, "--from", &remote, "--offline"]);
     assert_eq!(offline.code, 2, "{offline:?}");
-    // By the configuration.
+    // By the environment, and by the configuration.
+    let mut command = two.command(["cache", "ls", "--remote", "--format", "json"]);
+    let listed = ran(command.env("SMOLCELLAR_REMOTE", &remote).output().unwrap());
+    assert_eq!((listed.code, listed.stdout.lines().count()), (0, 1), "{listed:?}");
+    // A mode in the configuration is for its own repository.
+    let config = "[agent.a]\ncontext = \"ctx\"\n[remote]\nref = \"127.0.0.1:1/x\"\nmode = \"rw\"\n";
+    two.cellar.write("smolcellar.toml", config);
+    two.cellar.write("ctx/agent", "new");
+    let asked = registry.log().matches("PUT").count();
+    assert_eq!(two.run(["build-agent", "a", "--remote", &remote]).code, 0);
+    assert_eq!(registry.log().matches("PUT").count(), asked);
     two.cellar
         .write("smolcellar.toml", &format!("[agent.a]\ncontext = \"ctx\"\n[remote]\nref = \"{remote}\"\n"));
     assert_eq!(two.json(["cache", "ls", "--remote"]).len(), 1);

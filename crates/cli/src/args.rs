@@ -193,7 +193,7 @@ pub(crate) struct Prewarm {
     #[arg(long, value_name = "REF", conflicts_with = "check")]
     pub(crate) push: Option<Place>,
     /// Look for them in this repository of a registry first, or in this file that `cache export` wrote.
-    #[arg(long, value_name = "REF|FILE")]
+    #[arg(long, value_name = "REF|FILE", conflicts_with = "check")]
     pub(crate) from: Option<String>,
     /// Only say what is in this machine's cache and what is not; exit code 3 if anything is missing.
     #[arg(long)]

@@ -5,12 +5,14 @@
 //! the command, with one warning. What is asked for by name (`cache push`,
 //! `prewarm --push`) does fail, and says why.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::Result;
 use serde::Serialize;
 use smolcellar_oci::ImageId;
 use smolcellar_pipeline::{Elsewhere, Outcome, Pulled, StageName, StageStatus};
 use smolcellar_remote::{Breaker, Cache, CacheResult, Client, Options, Pull, Push};
-use smolcellar_store::{Digest, Event, Lookup, MachineKey, Reporter, Store};
+use smolcellar_store::{Digest, Event, Lookup, Machine, MachineKey, Reporter, Store, UseLock};
 
 use crate::args::RemoteArgs;
 use crate::config_remote::{Mode, Place};
@@ -18,6 +20,9 @@ use crate::exit::{Miss, Usage};
 use crate::format;
 use crate::remote_options::{self, NamedBy};
 use crate::session::Session;
+
+/// What a build says of an artifact that could not be sent.
+const NOT_SENT: &str = "the artifact was not sent there";
 
 /// A remote cache that may be used.
 pub(crate) struct Remote<'a> {
@@ -27,6 +32,8 @@ pub(crate) struct Remote<'a> {
     cache: Cache,
     /// Whether it failed before: it is left alone then.
     breaker: Breaker,
+    /// Whether that was said.
+    warned: AtomicBool,
 }
 
 /// What became of an artifact that was to be sent.
@@ -57,8 +64,9 @@ impl<'a> Remote<'a> {
     pub(crate) fn of(session: &'a Session, args: &RemoteArgs) -> Result<Option<Self>> {
         let configured = configured(session)?;
         let (place, mode, by) = match (&args.remote, configured) {
-            (Some(place), Some((_, mode))) => (place.clone(), mode, NamedBy::User),
-            (Some(place), None) => (place.clone(), Mode::R, NamedBy::User),
+            // The configuration's mode is for the configuration's repository: who may
+            // change it must not make others write elsewhere.
+            (Some(place), _) => (place.clone(), Mode::R, NamedBy::User),
             (None, Some((place, mode))) => (place, mode, NamedBy::Project),
             (None, None) => match args.remote_mode {
                 Some(Mode::R | Mode::Rw) => return Err(no_remote()),
@@ -88,7 +96,14 @@ impl<'a> Remote<'a> {
 
     fn new(session: &'a Session, place: Place, mode: Mode, options: Options) -> Result<Self> {
         let client = Client::new(&place.registry, &place.repository, options)?;
-        Ok(Self { session, place, mode, cache: Cache::new(client), breaker: Breaker::new() })
+        Ok(Self {
+            session,
+            place,
+            mode,
+            cache: Cache::new(client),
+            breaker: Breaker::new(),
+            warned: AtomicBool::new(false),
+        })
     }
 
     /// The same, to which builds send nothing.
@@ -108,17 +123,50 @@ impl<'a> Remote<'a> {
 
     /// Sends an artifact, and what leads to its image.
     pub(crate) fn send(&self, store: &Store, key: &MachineKey, seen: &[Digest]) -> Result<Sent> {
+        let (machine, _in_use) = self.machine(store, key)?;
+        Ok(self.put(&machine, seen)?)
+    }
+
+    /// After a build that had to pack: sends what it made, if that is wanted.
+    pub(crate) fn offer(&self, store: &Store, outcome: &Outcome) {
+        let packed = outcome
+            .stages
+            .iter()
+            .any(|stage| (stage.name, stage.status) == (StageName::Smolmachine, StageStatus::Miss));
+        if self.mode != Mode::Rw || !packed {
+            return;
+        }
         let progress = &self.session.progress;
-        let _in_use = store.lock_use(&key.lock_name(), progress)?;
-        let machine = match store.machine(key, false)? {
-            Lookup::Hit(machine) => machine,
-            Lookup::Miss => return Err(Miss(format!("there is no artifact {key} in the cache")).into()),
+        let machine = match self.machine(store, &outcome.key()) {
+            Ok(machine) => machine,
+            Err(error) => return self.warn(&format!("{error:#}"), NOT_SENT),
+        };
+        let (machine, _in_use) = machine;
+        match self.breaker.write(|| self.put(&machine, outcome.seen.as_slice())) {
+            Some(Ok(sent)) => progress.report(Event::Note { text: &format!("  {}", sent.text()) }),
+            Some(Err(error)) => self.warn(&error.to_string(), NOT_SENT),
+            None => {}
+        }
+    }
+
+    /// The artifact, which stays until the lock is dropped.
+    fn machine(&self, store: &Store, key: &MachineKey) -> Result<(Machine, UseLock)> {
+        let in_use = store.lock_use(&key.lock_name(), &self.session.progress)?;
+        match store.machine(key, false)? {
+            Lookup::Hit(machine) => Ok((*machine, in_use)),
+            Lookup::Miss => Err(Miss(format!("there is no artifact {key} in the cache")).into()),
             Lookup::Damaged { problem } => {
                 anyhow::bail!("the artifact {key} is damaged ({problem}); build it again")
             }
-        };
+        }
+    }
+
+    /// The artifact there, and what leads to its image.
+    fn put(&self, machine: &Machine, seen: &[Digest]) -> CacheResult<Sent> {
+        let progress = &self.session.progress;
+        let key = machine.receipt.key();
         let sent = |status, bytes| Sent { to: self.place.to_string(), status, bytes };
-        let sent = match self.cache.push(&machine, progress)? {
+        let sent = match self.cache.push(machine, progress)? {
             Push::Present => sent("present", 0),
             Push::Other(sha256) => {
                 let text = format!(
@@ -132,28 +180,9 @@ impl<'a> Remote<'a> {
         };
         // Last: what leads to an artifact must not be there before it is.
         for seen in seen {
-            self.cache.note_image(seen, key)?;
+            self.cache.note_image(seen, &key)?;
         }
         Ok(sent)
-    }
-
-    /// After a build that had to pack: sends what it made, if that is wanted.
-    pub(crate) fn offer(&self, store: &Store, outcome: &Outcome) {
-        let packed = outcome
-            .stages
-            .iter()
-            .any(|stage| (stage.name, stage.status) == (StageName::Smolmachine, StageStatus::Miss));
-        if self.mode != Mode::Rw || !packed || !self.breaker.writes() {
-            return;
-        }
-        let progress = &self.session.progress;
-        match self.send(store, &outcome.key(), outcome.seen.as_slice()) {
-            Ok(sent) => progress.report(Event::Note { text: &format!("  {}", sent.text()) }),
-            Err(error) => {
-                self.breaker.trip();
-                self.warn(&format!("{error:#}"), "the artifact was not sent there");
-            }
-        }
     }
 
     /// What was asked for, unless it is not there or there is trouble.
@@ -167,7 +196,11 @@ impl<'a> Remote<'a> {
         }
     }
 
+    /// Once: of several agents at work, all may meet the same trouble.
     fn warn(&self, problem: &str, so: &str) {
+        if self.warned.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let text = format!("the remote cache {}: {problem}; {so}", self.place);
         self.session.progress.report(Event::Warn { text: &text });
     }

@@ -65,7 +65,9 @@ fn from(
     };
     let meant = variable(REMOTE).and_then(|text| text.parse::<Place>().ok());
     options.login = login.filter(|_| match meant {
-        Some(place) => place.registry.host() == registry.host(),
+        Some(Place { registry: named, .. }) => {
+            (named.host(), named.scheme()) == (registry.host(), registry.scheme())
+        }
         None => by == NamedBy::User,
     });
     Ok(options)
@@ -92,6 +94,7 @@ mod tests {
         assert_eq!(of(project, &login).unwrap().1, None);
         assert_eq!(of(user, &with("other.x/a")).unwrap().1, None);
         assert_eq!(of(project, &with("h.x/a")).unwrap().1, Some("u".into()));
+        assert_eq!(of(project, &with("http://h.x/a")).unwrap().1, None);
         for bad in [[(TIMEOUT, "0")], [(TIMEOUT, "soon")], [(USERNAME, "u")], [(PASSWORD, "needle")]] {
             let error = of(user, &bad).unwrap_err();
             assert!(error.is::<Usage>() && !error.to_string().contains("needle"), "{error}");

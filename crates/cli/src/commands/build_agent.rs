@@ -76,12 +76,22 @@ fn build(
     let (force, only_cached) = (args.force.map(stage), args.require_cache);
     // A remote cache has artifacts, no images.
     let how = How { force, only_cached, remote, needs_image: target.is_some() };
-    let (mut outcome, _in_use) = build_with(session, store, agent, how, &session.progress)?;
+    let (mut outcome, in_use) = build_with(session, store, agent, how, &session.progress)?;
+    let pushed = target.map(|target| {
+        if !push_image::is_here(session, store, agent, &outcome, how)? {
+            // Its image was collected since. What is made again may be another one.
+            let again = How { force: Some(StageName::Tarball), ..how };
+            // Nobody waits for a build lock who has a use lock.
+            drop(in_use);
+            outcome = build_with(session, store, agent, again, &session.progress.stages_on_stderr())?.0;
+        }
+        push_image::push(session, store, &outcome, target)
+            .with_context(|| format!("cannot push the image of agent '{}' to {target}", agent.name))
+    });
+    // The artifact is in the cache, whatever becomes of the push.
     if !args.explain {
         outcome.why.clear();
     }
-    // The artifact is in the cache, whatever becomes of this.
-    let pushed = target.map(|target| push_image::push(session, store, agent, &outcome, how, target));
     if human {
         for line in why::lines(&outcome.why) {
             output::line(&format!("  {line}"))?;

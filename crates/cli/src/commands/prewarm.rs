@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use smolcellar_engine::Engine;
 use smolcellar_launcher::{Artifact, Backend, Launcher, Signals};
-use smolcellar_pipeline::{AgentSpec, Outcome, StageStatus, cache_key, remember_built};
+use smolcellar_pipeline::{AgentSpec, Outcome, StageStatus, cache_key, changed, remember_built};
 use smolcellar_smolvm::{PINNED_VERSION, RuntimeConfig};
 use smolcellar_store::{Event, Lookup, MachineKey, Reporter, Store};
 use smolcellar_transfer::{Expected, What, import};
@@ -20,7 +20,6 @@ use crate::args::Prewarm;
 use crate::commands::build_agent::{How, build_with};
 use crate::commands::cache::gc;
 use crate::commands::plan;
-use crate::config::Config;
 use crate::config_remote::Place;
 use crate::exit::{self, Usage};
 use crate::format;
@@ -45,7 +44,7 @@ pub(crate) fn run(session: &Session, args: &Prewarm) -> Result<u8> {
     let store = session.store()?;
     let end_children = EndChildren::on_signals()?;
     let imported = match &from {
-        Some(From::File(file)) => imported(session, &store, &config, file)?,
+        Some(From::File(file)) => imported(session, &store, &agents, file)?,
         _ => Vec::new(),
     };
     let plans = agents.iter().map(|agent| plan::of(session, &store, agent)).collect::<Result<Vec<_>>>()?;
@@ -55,10 +54,9 @@ pub(crate) fn run(session: &Session, args: &Prewarm) -> Result<u8> {
     }
     if args.check {
         for plan in &plans {
-            let cached = plan.is_cached() || imported.contains(&plan.agent);
             match session.global.format {
-                Format::Json => output::json(&with(plan, json!({ "cached": cached })))?,
-                Format::Human if cached => output::line(&format!("{}: in the cache", plan.agent))?,
+                Format::Json => output::json(&with(plan, json!({ "cached": plan.is_cached() })))?,
+                Format::Human if plan.is_cached() => output::line(&format!("{}: in the cache", plan.agent))?,
                 Format::Human => plan::lines(plan).iter().try_for_each(|line| output::line(line))?,
             }
         }
@@ -114,21 +112,31 @@ impl From {
     }
 }
 
-/// Takes an export in; the agents of the configuration that are launched from it now.
-fn imported(session: &Session, store: &Store, config: &Config, path: &Path) -> Result<Vec<String>> {
+/// Takes an export in; the agents that are launched from it now: those of the
+/// configuration whose machines are as it says.
+fn imported(session: &Session, store: &Store, agents: &[AgentSpec], path: &Path) -> Result<Vec<String>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let expected = Expected::default();
     let entries = import(store, &mut file, &path.display().to_string(), &expected, &session.progress)?;
-    let mut agents = Vec::new();
+    let mut had = Vec::new();
     for entry in entries {
-        if let What::Machine { key, agent, .. } = entry.what
-            && config.names().any(|name| name == agent)
-        {
-            remember_built(store, &config.project, &agent, &key);
-            agents.push(agent);
+        let What::Machine { key, agent: name, .. } = entry.what else { continue };
+        let Some(agent) = agents.iter().find(|agent| agent.name == name) else { continue };
+        let Lookup::Hit(machine) = store.machine(&key, false)? else { continue };
+        let changed = changed(agent, &machine.receipt.inputs);
+        if changed.is_empty() {
+            remember_built(store, &agent.project, &name, &key);
+            had.push(name);
+        } else {
+            let text = format!(
+                "the artifact of '{name}' in {} has another {} than the configuration says",
+                path.display(),
+                changed.join(", ")
+            );
+            session.progress.report(Event::Note { text: &text });
         }
     }
-    Ok(agents)
+    Ok(had)
 }
 
 /// What became of an agent.

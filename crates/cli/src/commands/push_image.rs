@@ -1,13 +1,13 @@
 //! `build-agent --registry`: the image itself to a registry of the user's.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 use smolcellar_oci::Reference;
-use smolcellar_pipeline::{AgentSpec, Outcome, Source, StageName};
+use smolcellar_pipeline::{AgentSpec, Outcome, Source};
 use smolcellar_remote::PushedImage;
 use smolcellar_store::Store;
 
-use crate::commands::build_agent::{How, build_with};
+use crate::commands::build_agent::How;
 use crate::exit::{Miss, Usage};
 use crate::format;
 use crate::output::{self, Format};
@@ -54,34 +54,40 @@ fn references<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Result<
     Ok(references)
 }
 
-/// Pushes the image of an agent that was built. What was collected of it since
-/// it was taken in is taken in again first.
-pub(crate) fn push(
+/// Whether the image of an agent that was built is in the cache, and whole; if
+/// it is not, whether it can be had again.
+pub(crate) fn is_here(
     session: &Session,
     store: &Store,
     agent: &AgentSpec,
     outcome: &Outcome,
     how: How<'_>,
+) -> Result<bool> {
+    if smolcellar_remote::is_pushable(store, &outcome.image_id.0, &session.progress)? {
+        return Ok(true);
+    }
+    if how.only_cached {
+        let text =
+            "its layers are not in the cache any more; leave out --require-cache to have them made again";
+        return Err(Miss(text.into()).into());
+    }
+    if matches!(agent.source, Source::Stdin) {
+        let text = "its layers are not in the cache any more, and an archive on standard input cannot be read \
+                    twice; run it again with --force=tarball";
+        return Err(anyhow::anyhow!(text));
+    }
+    Ok(false)
+}
+
+/// Pushes the image of an agent that was built.
+pub(crate) fn push(
+    session: &Session,
+    store: &Store,
+    outcome: &Outcome,
     reference: &Reference,
 ) -> Result<PushedImage> {
-    let image = outcome.image_id.0;
-    let context = || format!("cannot push the image of agent '{}' to {reference}", agent.name);
-    if !smolcellar_remote::is_pushable(store, &image, &session.progress).with_context(context)? {
-        if how.only_cached {
-            let text =
-                "its layers are not in the cache any more; leave out --require-cache to have them made again";
-            return Err(Miss(text.into())).with_context(context);
-        }
-        if matches!(agent.source, Source::Stdin) {
-            let text = "its layers are not in the cache any more, and an archive on standard input cannot be read \
-                        twice; run it again with --force=tarball";
-            return Err(anyhow::anyhow!(text)).with_context(context);
-        }
-        let again = How { force: Some(StageName::Tarball), ..how };
-        drop(build_with(session, store, agent, again, &session.progress.stages_on_stderr())?);
-    }
     let options = remote_options::options(&reference.registry, NamedBy::User)?;
-    smolcellar_remote::push_image(store, &image, reference, options, &session.progress).with_context(context)
+    Ok(smolcellar_remote::push_image(store, &outcome.image_id.0, reference, options, &session.progress)?)
 }
 
 /// A result with what was pushed, where something was.

@@ -14,9 +14,10 @@ use crate::output::{self, Format};
 use crate::remote::Remote;
 use crate::session::Session;
 
-/// The one that `--remote[=REF]` means.
+/// The one that `--remote[=REF]` means; without REF, what builds use.
 fn named<'a>(session: &'a Session, named: &str) -> Result<Remote<'a>> {
-    let place = match named {
+    let variable = std::env::var("SMOLCELLAR_REMOTE").unwrap_or_default();
+    let place = match if named.is_empty() { variable.as_str() } else { named } {
         "" => None,
         text => Some(text.parse().map_err(|problem| Usage(format!("--remote: {problem}")))?),
     };
