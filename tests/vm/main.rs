@@ -3,7 +3,7 @@
 //!
 //! Not `--packer smolvm`: `smolvm pack create` boots a machine of four CPUs and 8
 //! GiB for itself, whatever it is told of the machine to pack, and four emulated
-//! CPUs inside of two are too slow for its own time limits. How far the real
+//! CPUs on two real ones take too long for a test. How far the real
 //! packer comes without virtualisation is in `integration/smolvm_packer.rs`.
 #![allow(
     clippy::disallowed_methods,
