@@ -127,6 +127,47 @@ fn a_registry_that_cannot_send_parts_sends_the_whole() {
 }
 
 #[test]
+fn a_registry_that_stops_sending_parts_in_the_middle_sends_the_whole() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::start(Access::Plain);
+    let proxy = Proxy::before(registry.address());
+    let (one, two) = (Shelf::new(), Shelf::new());
+    // Ranges of 8 MiB, after a first one of 1.
+    let machine = one.machine("a", &noise(6, 20, 1_500_000));
+    cache(&registry.host()).push(&machine, &Quiet).unwrap();
+    proxy.fault("GET", "/blobs/", 1, usize::MAX, Fault::WholeForRange);
+    let got = pulled(&cache(&proxy.host()), &two, &machine.receipt.key());
+    assert_same(&got.machine, &machine);
+    assert!(got.whole && proxy.count("GET", "/blobs/") > 2, "{:?}", proxy.seen());
+    two.assert_sound();
+}
+
+#[test]
+fn what_is_there_is_found_before_anybody_is_kept_waiting_and_pulled_then() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::start(Access::Plain);
+    let cache = cache(&registry.host());
+    let (one, two) = (Shelf::new(), Shelf::new());
+    let machine = one.machine("a", &noise(7, 3, 100_000));
+    let key = machine.receipt.key();
+    assert_eq!(cache.look(&key).unwrap(), None);
+    cache.push(&machine, &Quiet).unwrap();
+    // Somebody else builds it meanwhile.
+    let lock = two.store.lock_build(&key.lock_name(), &Quiet).unwrap();
+    let found = cache.look(&key).unwrap().unwrap();
+    assert_eq!((found.key(), found.size()), (key, machine.receipt.size));
+    assert!(!two.has(&key));
+    let got = cache.pull_found(&two.store, found, Some("puller"), &lock, &Quiet).unwrap();
+    assert_same(&got.machine, &machine);
+    assert_eq!(cache.find(&key.to_string()).unwrap(), key);
+    two.assert_sound();
+}
+
+#[test]
 fn an_artifact_at_hand_that_was_damaged_or_lies_costs_a_whole_pull_and_nothing_else() {
     use std::os::unix::fs::{FileExt, PermissionsExt};
     if !have(&NEEDS) {

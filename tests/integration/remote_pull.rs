@@ -6,7 +6,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use smolcellar_oci::{Descriptor, Registry as Address, Repository, Selector, Tag, media};
-use smolcellar_remote::{Client, Options, Ranged, RemoteError};
+use smolcellar_remote::{Client, Options, Ranged, RemoteError, Tags};
 use smolcellar_store::Digest;
 use smolcellar_tests::lab::Random;
 use smolcellar_tests::needs::have;
@@ -62,7 +62,7 @@ fn what_is_pushed_is_found_listed_pulled_and_removed() {
     }
     let registry = Registry::start(Access::Plain);
     let client = client(&registry.host(), "team/agent");
-    assert_eq!(client.tags().unwrap(), []);
+    assert_eq!(client.tags().unwrap(), Tags::default());
     let bytes = noise(1, 3 * MIB + 5);
     let blob = Descriptor::of("x/y", &bytes);
     assert_eq!(client.has_blob(&blob.digest).unwrap(), None);
@@ -94,7 +94,7 @@ fn what_is_pushed_is_found_listed_pulled_and_removed() {
         assert_eq!(fetched.media_type, media::MANIFEST);
         assert_eq!(client.resolve(&selector).unwrap(), Some(digest));
     }
-    assert_eq!(client.tags().unwrap().iter().map(Tag::as_str).collect::<Vec<_>>(), ["v1", "v2"]);
+    assert_eq!(client.tags().unwrap().tags.iter().map(Tag::as_str).collect::<Vec<_>>(), ["v1", "v2"]);
     assert!(client.delete_manifest(&digest).unwrap());
     assert!(!client.delete_manifest(&digest).unwrap());
     assert_eq!(client.manifest(&tag("v1")).unwrap(), None);
@@ -119,7 +119,7 @@ fn tags_are_read_page_by_page() {
         let page = Fault::Answer(200, link, format!("{{\"tags\":[{tags}]}}").replace("null", "\"t0\""));
         proxy.fault("GET", "/tags/", 0, 1, page);
     }
-    assert_eq!(client(&proxy.host(), "a/b").tags().unwrap().len(), 7);
+    assert_eq!(client(&proxy.host(), "a/b").tags().unwrap().tags.len(), 7);
     assert_eq!(proxy.count("GET", "/tags/"), 3, "{:?}", proxy.seen());
     // Pages of another server are none.
     let elsewhere = Proxy::before(registry.address());
@@ -129,8 +129,53 @@ fn tags_are_read_page_by_page() {
         r#"{"tags":["only"]}"#.into(),
     );
     proxy.fault("GET", "/tags/", 0, 1, page);
-    assert_eq!(client(&proxy.host(), "a/b").tags().unwrap().len(), 1);
+    assert_eq!(client(&proxy.host(), "a/b").tags().unwrap().tags.len(), 1);
     assert_eq!(elsewhere.seen().len(), 0);
+}
+
+#[test]
+fn more_tags_than_can_be_kept_are_said_to_be_more() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let (_registry, proxy, _, _) = scene(10);
+    let tags: Vec<_> = (0..200_001).map(|n| format!("\"t{n}\"")).collect();
+    let page = |tags: &[String]| Fault::Answer(200, Vec::new(), format!("{{\"tags\":[{}]}}", tags.join(",")));
+    proxy.fault("GET", "/tags/", 0, 1, page(&tags[1..]));
+    let all = client(&proxy.host(), "a/b").tags().unwrap();
+    assert_eq!((all.tags.len(), all.truncated), (200_000, false));
+    for _ in 0..2 {
+        proxy.fault("GET", "/tags/", 0, 1, page(&tags));
+    }
+    let most = client(&proxy.host(), "a/b").tags().unwrap();
+    assert_eq!((most.tags.len(), most.truncated), (200_000, true));
+    // Nobody is told that there is none, when it was not looked at all.
+    let cache = smolcellar_remote::Cache::new(client(&proxy.host(), "a/b"));
+    let error = cache.find("abcd").unwrap_err().to_string();
+    assert!(error.contains("there are more tags"), "{error}");
+    let error = cache.find("abcd").unwrap_err().to_string();
+    assert!(error.contains("no artifact has such a key"), "{error}");
+}
+
+#[test]
+fn where_no_login_may_go_a_registry_that_wants_one_is_not_told_any() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::start(Access::Password);
+    let proxy = Proxy::before(registry.address());
+    let login = Some((USER.to_owned(), smolcellar_remote::Secret::new(PASSWORD)));
+    let asked = |no_login| {
+        let options = Options { login: login.clone(), no_login, ..options() };
+        client_with(&proxy.host(), "a/b", options).tags().map(|_| ())
+    };
+    let error = asked(true).unwrap_err();
+    assert!(
+        matches!(error, RemoteError::Login { .. }) && error.to_string().contains("no login was sent"),
+        "{error}"
+    );
+    assert!(proxy.seen().iter().all(|seen| seen.header("authorization").is_none()));
+    asked(false).unwrap();
 }
 
 #[test]

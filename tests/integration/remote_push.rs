@@ -251,3 +251,21 @@ fn a_registry_that_never_lets_anybody_in_is_not_asked_for_ever() {
         assert!(matches!(error, RemoteError::Nonsense { .. }), "{challenge}: {error}");
     }
 }
+
+#[test]
+fn an_answer_that_is_neither_yes_nor_no_is_nonsense_and_no_refusal() {
+    if !have(&NEEDS) {
+        return;
+    }
+    let registry = Registry::start(Access::Plain);
+    let proxy = Proxy::before(registry.address());
+    for (method, status) in [("POST", 200), ("PUT", 206), ("PUT", 302)] {
+        proxy.fault(method, "/blobs/", 0, 1, Fault::status(status));
+        let error =
+            push(&client(&proxy.host(), "a/b"), &noise(9, 1000 + usize::from(status)), &[]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, RemoteError::Nonsense { .. }), "{text}");
+        assert!(text.contains(&status.to_string()) && !text.contains("refused"), "{text}");
+        proxy.mend();
+    }
+}

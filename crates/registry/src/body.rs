@@ -14,6 +14,7 @@ use hyper::{Response, StatusCode};
 use smolcellar_store::{Digest, Hasher};
 use tokio::task::JoinHandle;
 
+use crate::crowd::Member;
 use crate::pieces::{Piece, Pieces};
 
 /// An answer.
@@ -52,6 +53,8 @@ pub(crate) struct Source {
     /// How much was read: the first pieces are small.
     sent: u64,
     pieces: Arc<Pieces>,
+    /// For whom it is read.
+    member: Arc<Member>,
     hasher: Option<Hasher>,
     at_end: Option<AtEnd>,
 }
@@ -63,18 +66,19 @@ impl Source {
         file: Arc<File>,
         at: u64,
         length: u64,
-        pieces: Arc<Pieces>,
+        (pieces, member): (Arc<Pieces>, Arc<Member>),
         hash: bool,
         at_end: AtEnd,
     ) -> Self {
         let hasher = hash.then(Hasher::new);
-        Self { file, at, left: length, sent: 0, pieces, hasher, at_end: Some(at_end) }
+        Self { file, at, left: length, sent: 0, pieces, member, hasher, at_end: Some(at_end) }
     }
 
     /// Reads the next piece. Blocks.
     fn read(mut self) -> io::Result<(Self, Bytes)> {
         use std::os::unix::fs::FileExt;
         let mut piece: Piece = self.pieces.take(self.sent, self.left);
+        self.member.keeps_large(piece.is_large());
         // A file that has become shorter ends the connection: no answer can say so any more.
         self.file.read_exact_at(piece.bytes(), self.at)?;
         let length = piece.bytes().len() as u64;

@@ -2,7 +2,7 @@
 //! moved nothing for longest has to go for the next one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub(crate) struct Member {
     last: AtomicU64,
     /// Bytes since then.
     bytes: AtomicU64,
+    /// Whether memory is kept for it that there is little of.
+    large: AtomicBool,
     /// Told when it has to go.
     pub(crate) leave: Notify,
 }
@@ -58,6 +60,7 @@ impl Crowd {
             began: self.began,
             last: AtomicU64::new(millis(self.began)),
             bytes: AtomicU64::new(0),
+            large: AtomicBool::new(false),
             leave: Notify::new(),
         });
         all.insert(*next, Arc::clone(&member));
@@ -82,6 +85,16 @@ impl Member {
         if self.bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) >= STEP {
             self.stepped();
         }
+    }
+
+    /// The last that was read for it is in a large piece, or in a small one.
+    pub(crate) fn keeps_large(&self, large: bool) {
+        self.large.store(large, Ordering::Relaxed);
+    }
+
+    /// Whether a large piece is kept for it, most likely.
+    pub(crate) fn has_large(&self) -> bool {
+        self.large.load(Ordering::Relaxed)
     }
 
     /// There was progress: a request, say.

@@ -61,7 +61,7 @@ pub(crate) async fn handle(
 
 async fn respond(
     shared: &Arc<Shared>,
-    member: &Member,
+    member: &Arc<Member>,
     request: &mut Request<Incoming>,
 ) -> Result<Answer, Problem> {
     guard::check(request.uri(), request.headers(), shared.addr)?;
@@ -92,7 +92,7 @@ async fn respond(
             pull::manifest(shared, repository, which, request.headers()).await
         }
         (Route::Blob(repository, digest), &Method::GET | &Method::HEAD) => {
-            pull::blob(shared, repository, digest, &method, request.headers()).await
+            pull::blob(shared, member, repository, digest, &method, request.headers()).await
         }
         (Route::Manifest(repository, which), &Method::PUT) => {
             push::put(shared, member, repository, which, request).await

@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -12,20 +12,33 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::crowd::Member;
+use crate::pieces::Pieces;
+
+/// How soon a client that takes nothing is looked at again, at the soonest.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// For how long a client may take nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) idle: Duration,
+    /// The same for one that keeps what others need, when there is none left.
+    pub(crate) patience: Duration,
+    pub(crate) pieces: Arc<Pieces>,
+}
 
 /// A client's connection. Reading is bounded where it is known what is waited
 /// for: headers by hyper, bodies by their handlers. Writing is bounded here.
 pub(crate) struct Paced {
     io: TokioIo<TcpStream>,
     member: Arc<Member>,
-    limit: Duration,
-    /// Runs while the client takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
+    limits: Limits,
+    /// Since when the client takes nothing, and when that is looked at again.
+    stalled: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Paced {
-    pub(crate) fn new(stream: TcpStream, member: Arc<Member>, limit: Duration) -> Self {
-        Self { io: TokioIo::new(stream), member, limit, stalled: None }
+    pub(crate) fn new(stream: TcpStream, member: Arc<Member>, limits: Limits) -> Self {
+        Self { io: TokioIo::new(stream), member, limits, stalled: None }
     }
 
     fn written(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -36,10 +49,20 @@ impl Paced {
                 Poll::Ready(result)
             }
             Poll::Pending => {
-                let limit = self.limit;
-                let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
-                ready!(stalled.as_mut().poll(cx));
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+                let Limits { idle, patience, pieces } = &self.limits;
+                let look = (*patience).min(*idle).max(LOOK);
+                let begin = || (Instant::now(), Box::pin(tokio::time::sleep(look)));
+                let (since, sleep) = self.stalled.get_or_insert_with(begin);
+                loop {
+                    ready!(sleep.as_mut().poll(cx));
+                    let scarce = self.member.has_large() && pieces.are_out();
+                    let left = idle.saturating_sub(since.elapsed());
+                    if scarce || left.is_zero() {
+                        let kind = io::ErrorKind::TimedOut;
+                        return Poll::Ready(Err(io::Error::new(kind, "the client takes nothing")));
+                    }
+                    sleep.set(tokio::time::sleep(look.min(left)));
+                }
             }
         }
     }

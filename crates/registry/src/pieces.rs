@@ -3,7 +3,8 @@
 //! Large pieces are faster, and a client that takes nothing keeps the ones that
 //! were read for it. So the first of each answer are small, until the client has
 //! taken more than the kernel buffers for it; large ones come out of a pool of
-//! fixed size, and when that is empty, all are small.
+//! fixed size, and when that is empty, all are small, and those who keep large
+//! ones and stand still are not waited for as long as else.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,6 +53,12 @@ impl Pieces {
         Piece { bytes: vec![0; length], length, pool: None }
     }
 
+    /// Whether all large ones are lent.
+    pub(crate) fn are_out(&self) -> bool {
+        let pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.made == COUNT && pool.free.is_empty()
+    }
+
     fn lend(&self) -> Option<Vec<u8>> {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bytes) = pool.free.pop() {
@@ -66,6 +73,11 @@ impl Pieces {
 }
 
 impl Piece {
+    /// Whether it is one of the pool's.
+    pub(crate) fn is_large(&self) -> bool {
+        self.pool.is_some()
+    }
+
     /// The bytes of it that count.
     pub(crate) fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes[..self.length]

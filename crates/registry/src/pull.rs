@@ -12,6 +12,7 @@ use smolcellar_oci::{Repository, Selector};
 use smolcellar_store::{Digest, Hasher, StoreError};
 
 use crate::body::{Answer, Content, Reading, Source, empty, full};
+use crate::crowd::Member;
 use crate::handle::blocking;
 use crate::problem::Problem;
 use crate::range::{Wanted, wanted};
@@ -73,6 +74,7 @@ pub(crate) async fn manifest(
 /// GET and HEAD of a blob.
 pub(crate) async fn blob(
     shared: &Arc<Shared>,
+    member: &Arc<Member>,
     repository: &Repository,
     digest: &Digest,
     method: &Method,
@@ -119,7 +121,7 @@ pub(crate) async fn blob(
         return Ok(answer);
     }
     let hash = sound(shared, digest, &found, length < size).await?;
-    let source = source(shared, digest, found, (first, length), hash);
+    let source = source(shared, member, digest, found, (first, length), hash);
     let (parts, _) = answer.into_parts();
     Ok(Response::from_parts(parts, Content::File(Box::new(Reading::begin(source)))))
 }
@@ -138,23 +140,36 @@ async fn sound(
     part: bool,
 ) -> Result<bool, Problem> {
     let (size, look) = (found.metadata.len(), Look::of(&found.metadata));
-    if found.sound || shared.sound.knows(digest, look) {
+    let known = || match shared.sound.verdict(digest, look) {
+        Some(true) => Some(Ok(false)),
+        Some(false) => Some(Err(Problem::no_blob(digest))),
+        None => None,
+    };
+    if found.sound {
         return Ok(false);
+    }
+    if let Some(known) = known() {
+        return known;
     }
     if !part && size > SMALL {
         return Ok(true);
     }
-    // A part says nothing of the whole, which is hashed for its first part.
+    // A part says nothing of the whole, which is hashed for its first part. Those
+    // who want the same wait for that.
+    let turn = shared.sound.turn(digest).await;
+    let turn = turn.ok_or_else(|| Problem::internal("the server ends".to_owned()))?;
+    if let Some(known) = known() {
+        return known;
+    }
     let (all, file, digest) = (Arc::clone(shared), Arc::clone(&found.file), *digest);
     let metadata = found.metadata.clone();
     let sound = blocking(move || {
+        let _turn = turn;
         let ending = || all.ending();
         let actual = hash(&file, size, &ending).map_err(StoreError::io("read", digest.hex()))?;
+        all.sound.note(digest, look, actual == digest);
         match actual == digest {
-            true => {
-                all.sound.note(digest, look);
-                all.shelf.hashed(&digest, &metadata);
-            }
+            true => all.shelf.hashed(&digest, &metadata),
             false => all.shelf.damaged(&digest),
         }
         Ok(actual == digest)
@@ -183,6 +198,7 @@ fn hash(file: &std::fs::File, size: u64, ending: &dyn Fn() -> bool) -> io::Resul
 /// The part of a blob's file, and what happens when it was read to its end.
 fn source(
     shared: &Arc<Shared>,
+    member: &Arc<Member>,
     digest: &Digest,
     found: FoundBlob,
     (first, length): (u64, u64),
@@ -192,12 +208,13 @@ fn source(
     let metadata = found.metadata.clone();
     let at_end = move |actual: Option<Digest>| {
         if actual.is_some_and(|actual| actual != digest) {
+            all.sound.note(digest, look, false);
             all.shelf.damaged(&digest);
             // The client misses the last bytes, and sees that by their number.
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob is damaged"));
         }
         if actual.is_some() {
-            all.sound.note(digest, look);
+            all.sound.note(digest, look, true);
             // Not before the last bytes are sent: that takes an fsync.
             let shelf = Arc::clone(&all.shelf);
             tokio::task::spawn_blocking(move || shelf.hashed(&digest, &metadata));
@@ -206,5 +223,108 @@ fn source(
         add(&all.counts.bytes, length);
         Ok(())
     };
-    Source::new(found.file, first, length, Arc::clone(&shared.pieces), hash, Box::new(at_end))
+    Source::new(
+        found.file,
+        first,
+        length,
+        (Arc::clone(&shared.pieces), Arc::clone(member)),
+        hash,
+        Box::new(at_end),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use smolcellar_oci::{Descriptor, Tag};
+
+    use crate::one_image::open;
+    use crate::server::{Options, Server};
+    use crate::shelf::{FoundManifest, Shelf};
+    use crate::sound::AT_ONCE;
+
+    type Found<T> = Result<T, StoreError>;
+
+    /// Files that nobody hashed, and how they are.
+    struct Unsealed {
+        files: Vec<(Digest, std::path::PathBuf)>,
+        /// Being hashed, the most at once, all in all.
+        hashed: Mutex<(usize, usize, usize)>,
+    }
+
+    impl Shelf for Unsealed {
+        fn manifest(&self, _: &Repository, _: &Selector) -> Found<Option<FoundManifest>> {
+            Ok(None)
+        }
+
+        fn blob(&self, _: &Repository, digest: &Digest) -> Found<Option<FoundBlob>> {
+            let file = self.files.iter().find(|file| file.0 == *digest);
+            file.map_or(Ok(None), |file| open(&file.1))
+        }
+
+        fn tags(&self, _: &Repository) -> Found<Option<Vec<Tag>>> {
+            Ok(None)
+        }
+
+        fn repositories(&self) -> Found<Vec<Repository>> {
+            Ok(Vec::new())
+        }
+
+        fn referrers(&self, _: &Repository, _: &Digest) -> Found<Vec<Descriptor>> {
+            Ok(Vec::new())
+        }
+
+        /// The last of hashing a file, on the thread that did it.
+        fn hashed(&self, _: &Digest, _: &std::fs::Metadata) {
+            let count = |by: isize| {
+                let mut hashed = self.hashed.lock().unwrap();
+                hashed.0 = hashed.0.wrapping_add_signed(by);
+                hashed.1 = hashed.1.max(hashed.0);
+                hashed.2 += usize::from(by > 0);
+            };
+            count(1);
+            std::thread::sleep(Duration::from_millis(100));
+            count(-1);
+        }
+
+        fn damaged(&self, _: &Digest) {}
+    }
+
+    #[test]
+    fn a_file_that_many_want_parts_of_is_hashed_once_and_few_are_hashed_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |n: u8| {
+            let (bytes, path) = (vec![n; 3 << 20], dir.path().join(n.to_string()));
+            std::fs::write(&path, &bytes).unwrap();
+            (Digest::of(&bytes), path)
+        };
+        let files: Vec<_> = (0..6).map(file).collect();
+        let shelf = Arc::new(Unsealed { files, hashed: Mutex::default() });
+        let server = Server::start(Arc::clone(&shelf) as Arc<dyn Shelf>, Options::default()).unwrap();
+        let addr = server.addr();
+        let part = |digest: &Digest, part: usize| {
+            let mut stream = TcpStream::connect(addr).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let range = format!("bytes={part}-{}", part + 9);
+            let head = format!(
+                "GET /v2/a/blobs/{digest} HTTP/1.1\r\nHost: {addr}\r\nRange: {range}\r\nConnection: close"
+            );
+            stream.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 206"), "{answer:?}");
+        };
+        std::thread::scope(|scope| {
+            for (digest, _) in &shelf.files {
+                (0..8).for_each(|number| drop(scope.spawn(move || part(digest, number * 1000))));
+            }
+        });
+        let hashed = *shelf.hashed.lock().unwrap();
+        assert_eq!(hashed, (0, AT_ONCE, shelf.files.len()));
+    }
 }

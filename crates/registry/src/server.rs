@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::crowd::{Crowd, Member};
 use crate::error::{RegistryError, Result};
 use crate::handle::handle;
-use crate::pace::Paced;
+use crate::pace::{Limits, Paced};
 use crate::pieces::Pieces;
 use crate::seen::{Access, Counts, Seen};
 use crate::shelf::Shelf;
@@ -61,7 +61,8 @@ pub struct Options {
     /// The most connections at once. When so many are there, the one that has
     /// moved nothing for longest goes for the next.
     pub connections: usize,
-    /// Who moved nothing for so long may have to go then.
+    /// Who moved nothing for so long may have to go then; so may, when memory for
+    /// files on their way out is short, who takes nothing of its own for so long.
     pub patience: Duration,
     /// Told of every request.
     pub on_access: Option<OnAccess>,
@@ -306,7 +307,9 @@ async fn talk(stream: TcpStream, leaving: Leaving, options: Options, mut stopped
     // Answers are written whole: waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
     let member = &leaving.member;
-    let io = Paced::new(stream, Arc::clone(member), options.idle_timeout);
+    let (idle, patience) = (options.idle_timeout, options.patience);
+    let limits = Limits { idle, patience, pieces: Arc::clone(&leaving.shared.pieces) };
+    let io = Paced::new(stream, Arc::clone(member), limits);
     let service = service_fn(|request| handle(Arc::clone(&leaving.shared), Arc::clone(member), request));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())

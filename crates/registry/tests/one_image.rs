@@ -227,6 +227,45 @@ fn when_there_is_no_room_the_idlest_makes_some() {
 }
 
 #[test]
+fn those_who_keep_the_memory_of_others_and_stand_still_have_to_go_and_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let length = 40_000_000;
+    let (image, layer) = image(&dir, length);
+    let options = Options { patience: Duration::from_millis(400), ..Options::default() };
+    let server = image.serve_with(options).unwrap();
+    let path = format!("/v2/{}/blobs/{layer}", parts(&server).0);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.addr());
+    let began = |count: usize, take: usize| -> Vec<_> {
+        let begin = |_| {
+            let mut stream = connect(server.addr());
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.read_exact(&mut vec![0; take]).unwrap();
+            stream
+        };
+        (0..count).map(begin).collect()
+    };
+    let rest = |stream: &mut std::net::TcpStream| {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        rest.len()
+    };
+    // There are 64 large pieces, of which each of these keeps one or two.
+    let mut few = began(8, 6 << 20);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(few.iter_mut().all(|stream| rest(stream) > length - (7 << 20)), "there was enough for all");
+    let (mut slow, mut many) = (began(4, 1000), began(80, 6 << 20));
+    std::thread::sleep(Duration::from_secs(2));
+    let whole = get(server.addr(), &path);
+    assert_eq!(whole.body.len(), length);
+    let gone = many.iter_mut().map(rest).filter(|rest| *rest < length - (7 << 20)).count();
+    assert!((16..=80).contains(&gone), "{gone} had to go");
+    assert!(
+        slow.iter_mut().all(|stream| rest(stream) > length - (1 << 20)),
+        "these keep nothing that is short"
+    );
+}
+
+#[test]
 fn stopping_lets_a_transfer_end_but_not_for_ever_and_dropping_waits_for_nothing() {
     for drop_it in [false, true] {
         let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,8 @@ use smolcellar_oci::{Descriptor, Manifest, Tag, media};
 use smolcellar_store::{Digest, MachineKey};
 use smolcellar_transfer::MachineEntry;
 
+use crate::text;
+
 /// The media type of a whole `.smolmachine`.
 pub const SMOLMACHINE: &str = "application/vnd.smolmachines.smolmachine.v1";
 /// The media type of an artifact's own manifest, as a config.
@@ -115,8 +117,12 @@ pub enum Content {
 /// Reads a manifest or an index.
 ///
 /// # Errors
-/// What is wrong with it, or that it is something else.
+/// What is wrong with it, or that it is something else; fit to be shown.
 pub fn parse(bytes: &[u8]) -> Result<Content, String> {
+    read(bytes).map_err(|problem| text::problem(&problem))
+}
+
+fn read(bytes: &[u8]) -> Result<Content, String> {
     let manifest = Manifest::parse(bytes)?;
     if let Some(manifests) = manifest.manifests {
         return Ok(Content::Index(manifests));
@@ -322,6 +328,45 @@ mod tests {
                 // All that is not under the key's or the file's digest may differ: who it is for.
                 prop_assert_eq!((found.recipe, found.inputs), (entry.recipe, entry.inputs));
                 prop_assert_eq!((found.sha256, found.size), (remote.layer.digest, remote.layer.size));
+            }
+        }
+
+        #[test]
+        fn nothing_shown_of_a_manifest_steers_a_terminal(
+            foreign in "[\u{0}-\u{1f}\u{7f}-\u{9f}\u{202e}a\"]{1,9}", which in 0..8usize,
+        ) {
+            let mut entry = entry(4, "y");
+            entry.inputs.insert("platform".into(), json!(foreign));
+            entry.recipe = MachineReceipt::recipe_of(&entry.inputs);
+            let mut machine = manifest(&entry, 7, b"{}", "container").unwrap();
+            let mut receipt: Value = serde_json::from_str(&entry.to_text()).unwrap();
+            receipt[&foreign] = json!(foreign);
+            let mut pointer = pointer(&Digest::of(b"s"), &entry.key());
+            let index = json!({
+                "schemaVersion": 2, "mediaType": media::INDEX,
+                "manifests": [{"mediaType": media::MANIFEST, "digest": Digest::of(b"m"), "size": 1,
+                               "platform": {"os": foreign, "architecture": foreign}}],
+            });
+            let mut annotate = |name: &str, with: String| {
+                let manifest = if name == RECEIPT { &mut machine } else { &mut pointer };
+                manifest.annotations.as_mut().unwrap().insert(name.into(), with);
+                manifest.to_bytes()
+            };
+            let bytes = match which {
+                0 => machine.to_bytes(),
+                1 => annotate(RECEIPT, receipt.to_string()),
+                2 => annotate(RECEIPT, foreign.clone()),
+                3 => annotate(IMAGE, foreign.clone()),
+                4 => annotate(SEEN, format!("sha256:{foreign}")),
+                5 => index.to_string().into_bytes(),
+                6 => json!({ "schemaVersion": 2, "mediaType": foreign, "layers": foreign }).to_string().into_bytes(),
+                _ => foreign.clone().into_bytes(),
+            };
+            let listed = crate::cache_list::describe(&Tag::parse("t").unwrap(), &bytes);
+            let shown: Vec<_> = [parse(&bytes).err(), listed.problem, listed.platform].into_iter().flatten().collect();
+            prop_assert!(!shown.is_empty());
+            for text in shown {
+                prop_assert!(!text.chars().any(|c| c.is_control() || c == '\u{202e}'), "{text:?}");
             }
         }
 

@@ -14,9 +14,9 @@ use smolcellar_oci::{Registry, Repository};
 use crate::challenge::{self, Challenge};
 use crate::error::{RemoteError, Result};
 use crate::http::{Ask, Http, Payload};
-use crate::login::{self, Found};
+use crate::login::{self, Failure, Found};
 use crate::login_file::Login;
-use crate::options::{Options, Secret};
+use crate::options::Secret;
 use crate::text::{clip, said};
 use crate::url::{Url, encoded};
 
@@ -61,7 +61,8 @@ impl Scopes {
 pub(crate) struct Auth {
     registry: Registry,
     repository: Repository,
-    found: OnceLock<Found>,
+    /// What looking for a login came to, which is done once.
+    found: OnceLock<Result<Found, Failure>>,
     /// Whoever logs in: the others wait, and go in with what it got.
     entering: Mutex<()>,
     state: Mutex<State>,
@@ -119,20 +120,22 @@ impl Auth {
 
     /// What to do about a login that is not enough.
     pub(crate) fn remedy(&self) -> String {
-        self.found.get().map_or_else(|| "log in first".to_owned(), |found| found.remedy.clone())
+        self.found().map_or_else(|| "log in first".to_owned(), |found| found.remedy.clone())
     }
 
     /// Whether it was looked for a login and none was found.
     pub(crate) fn is_anonymous(&self) -> bool {
-        self.found.get().is_some_and(|found| found.login.is_none())
+        self.found().is_some_and(|found| found.login.is_none())
     }
 
-    fn login(&self, options: &Options) -> Result<&Found> {
-        if let Some(found) = self.found.get() {
-            return Ok(found);
-        }
-        let found = login::find(&self.registry, &self.repository, options)?;
-        Ok(self.found.get_or_init(|| found))
+    fn found(&self) -> Option<&Found> {
+        self.found.get().and_then(|found| found.as_ref().ok())
+    }
+
+    /// Looks for a login, unless that was done before: of those who ask side by
+    /// side, only the first waits for a helper that does not answer.
+    fn login(&self, find: impl FnOnce() -> Result<Found, Failure>) -> Result<&Found> {
+        self.found.get_or_init(find).as_ref().map_err(|failure| failure.clone().into())
     }
 
     /// After a 401: gets what its challenges ask for. `used` is what was said
@@ -156,7 +159,7 @@ impl Auth {
         }
         let challenges: Vec<Challenge> = headers.iter().flat_map(|header| challenge::parse(header)).collect();
         let way = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let found = self.login(http.options())?;
+        let found = self.login(|| login::find(&self.registry, &self.repository, http.options(), deadline))?;
         let bearer = way("bearer").filter(|challenge| challenge.get("realm").is_some());
         let header = match (bearer, way("basic"), &found.login) {
             (_, _, Some(Login::Bearer(token))) => Secret::new(format!("Bearer {}", token.expose())),
@@ -295,6 +298,7 @@ fn basic(user: &str, password: &Secret) -> Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Options;
     use std::sync::Arc;
 
     #[test]
@@ -324,5 +328,34 @@ mod tests {
         let again = auth.answer(&http, &["Basic realm=x".to_owned()], &scopes, Some(&header), None);
         assert_eq!(again.unwrap(), None);
         assert!(!format!("{auth:?}").contains("needle") && !format!("{auth:?}").contains("dTpuZWVkbGU"));
+    }
+
+    #[test]
+    fn a_login_that_could_not_be_looked_for_is_not_looked_for_again() {
+        let auth = Auth::new(&Registry::parse("h.x").unwrap(), &Repository::parse("a/b").unwrap());
+        let mut asked = 0;
+        for _ in 0..3 {
+            let error = auth.login(|| {
+                asked += 1;
+                Err(Failure::File { path: "f".into(), problem: "p".into() })
+            });
+            assert!(matches!(error, Err(RemoteError::CredentialFile { .. })));
+        }
+        assert_eq!(asked, 1);
+        assert!(!auth.is_anonymous());
+    }
+
+    #[test]
+    fn where_no_login_may_go_a_401_stays_one() {
+        let login = Some(("u".to_owned(), Secret::new("needle")));
+        let registry = Registry::parse("http://h.x").unwrap();
+        let repository = Repository::parse("a/b").unwrap();
+        let options = Options { login, no_login: true, ..Options::patient(Duration::from_secs(1)) };
+        let http = Http::new(&registry, "h.x", Arc::new(options));
+        let auth = Auth::new(&registry, &repository);
+        let scopes = Scopes::of(&repository, Right::Pull);
+        let answer = auth.answer(&http, &["Basic realm=x".to_owned()], &scopes, None, None);
+        assert_eq!(answer.unwrap(), None);
+        assert!(auth.is_anonymous() && auth.remedy().contains("no login was sent"));
     }
 }

@@ -51,6 +51,27 @@ pub enum Pull {
     Done(Box<Pulled>),
 }
 
+/// An artifact that is there to be pulled: [`Cache::look`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The reference.
+    at: String,
+    layer: Descriptor,
+    receipt: MachineEntry,
+}
+
+impl Found {
+    /// The key.
+    pub fn key(&self) -> MachineKey {
+        self.receipt.key()
+    }
+
+    /// The file's size in bytes, as its manifest and its receipt say.
+    pub fn size(&self) -> u64 {
+        self.layer.size
+    }
+}
+
 /// An artifact that was pulled.
 #[derive(Debug)]
 pub struct Pulled {
@@ -69,7 +90,8 @@ pub struct Pulled {
 
 impl Cache {
     /// The repository that `client` is of, as builds use it: a transfer that
-    /// makes less than 1 MiB per second in all, after 20 s, is given up.
+    /// makes less than 1 MiB per second in all, after 20 s, is given up, and any
+    /// after ten minutes.
     pub fn new(client: Client) -> Self {
         let at = format!("{}/{}", client.registry(), client.repository());
         Self { client, at, least: Some(LEAST) }
@@ -94,10 +116,52 @@ impl Cache {
         Options { connect: LOOKUP / 2, retries: 2, slowest: 16 << 10, ..Options::patient(LOOKUP) }
     }
 
-    /// Gets the artifact `key` into the store, if it is there: by parts, if
-    /// artifacts at hand have others. Nothing is published that is not what the
-    /// key and the receipt say. `agent` is whom it is for, if not whom its receipt
-    /// says; the lock is the key's.
+    /// Whether the artifact `key` is there: its manifest, checked for all that
+    /// can be told by that. Nobody else waits for this: it needs no lock.
+    ///
+    /// # Errors
+    /// [`CacheError`]; within [`Options::lookup`].
+    pub fn look(&self, key: &MachineKey) -> CacheResult<Option<Found>> {
+        let tag = artifact::machine_tag(key);
+        let Some(fetched) = self.client.manifest(&Selector::Tag(tag.clone()))? else { return Ok(None) };
+        let at = format!("{}:{tag}", self.at);
+        let unsound = |problem: String| CacheError::unsound(&at, problem);
+        let (layer, receipt) = match artifact::parse(&fetched.bytes).map_err(unsound)? {
+            Content::Machine(remote) => match *remote {
+                Remote { layer, receipt: Some(receipt), .. } => (layer, receipt),
+                Remote { .. } => return Err(unsound("it has no receipt".into())),
+            },
+            _ => return Err(unsound("it is no artifact".into())),
+        };
+        if receipt.key() != *key {
+            return Err(unsound(format!("it is the artifact {}", receipt.key())));
+        }
+        Ok(Some(Found { at, layer, receipt }))
+    }
+
+    /// Gets what was found into the store: by parts, if artifacts at hand have
+    /// others. Nothing is published that is not what the key and the receipt say.
+    /// `agent` is whom it is for, if not whom its receipt says; the lock is the
+    /// key's.
+    ///
+    /// # Errors
+    /// [`CacheError`]; the store is then as it was.
+    pub fn pull_found(
+        &self,
+        store: &Store,
+        found: Found,
+        agent: Option<&str>,
+        lock: &BuildLock,
+        reporter: &dyn Reporter,
+    ) -> CacheResult<Pulled> {
+        let Found { at, layer, receipt } = found;
+        let agent = agent.map_or_else(|| receipt.agent.clone(), str::to_owned);
+        let entry = MachineEntry { agent, ..receipt };
+        self.get(store, &at, &layer, &entry, lock, reporter)
+    }
+
+    /// [`Cache::look`] and [`Cache::pull_found`], for those who have the lock
+    /// already and can wait with it.
     ///
     /// # Errors
     /// [`CacheError`]; the store is then as it was.
@@ -109,25 +173,9 @@ impl Cache {
         lock: &BuildLock,
         reporter: &dyn Reporter,
     ) -> CacheResult<Pull> {
-        let tag = artifact::machine_tag(key);
-        let Some(fetched) = self.client.manifest(&Selector::Tag(tag.clone()))? else {
-            return Ok(Pull::Missing);
-        };
-        let at = format!("{}:{tag}", self.at);
-        let unsound = |problem: String| CacheError::Unsound { at: at.clone(), problem };
-        let (layer, receipt) = match artifact::parse(&fetched.bytes).map_err(unsound)? {
-            Content::Machine(remote) => match *remote {
-                Remote { layer, receipt: Some(receipt), .. } => (layer, receipt),
-                Remote { .. } => return Err(unsound("it has no receipt".into())),
-            },
-            _ => return Err(unsound("it is no artifact".into())),
-        };
-        if receipt.key() != *key {
-            return Err(unsound(format!("it is the artifact {}", receipt.key())));
-        }
-        let agent = agent.map_or_else(|| receipt.agent.clone(), str::to_owned);
-        let entry = MachineEntry { agent, ..receipt };
-        self.get(store, &at, &layer, &entry, lock, reporter).map(|pulled| Pull::Done(Box::new(pulled)))
+        let Some(found) = self.look(key)? else { return Ok(Pull::Missing) };
+        let pulled = self.pull_found(store, found, agent, lock, reporter)?;
+        Ok(Pull::Done(Box::new(pulled)))
     }
 
     /// Gets what is under a tag or a digest into the store: an artifact of ours,
@@ -188,7 +236,7 @@ impl Cache {
 
     /// The artifact that a manifest is of; of an index, this machine's.
     fn resolve(&self, at: &str, fetched: Fetched) -> CacheResult<Remote> {
-        let unsound = |problem: String| CacheError::Unsound { at: at.to_owned(), problem };
+        let unsound = |problem: String| CacheError::unsound(at, problem);
         let manifests = match artifact::parse(&fetched.bytes).map_err(unsound)? {
             Content::Machine(remote) => return Ok(*remote),
             Content::Pointer { .. } => return Err(unsound("it is no artifact".into())),
@@ -274,7 +322,7 @@ impl Cache {
         entry: &MachineEntry,
     ) -> CacheResult<Option<(Vec<u8>, Plan)>> {
         let layer = assembly.layer;
-        let unsound = |problem: String| CacheError::Unsound { at: at.to_owned(), problem };
+        let unsound = |problem: String| CacheError::unsound(at, problem);
         // The index has 48 bytes per frame, frames are some 500 KB.
         let mut known = (64 << 10) + layer.size / 4096;
         let mut tail = Vec::new();
@@ -319,10 +367,10 @@ impl Cache {
         };
         match outcome {
             Outcome::Done(assembled) => Ok(assembled),
-            Outcome::Different(actual) => Err(CacheError::Unsound {
-                at: at.to_owned(),
-                problem: format!("its bytes have {actual}, its manifest says {}", assembly.layer.digest),
-            }),
+            Outcome::Different(actual) => {
+                let problem = format!("its bytes have {actual}, its manifest says {}", assembly.layer.digest);
+                Err(CacheError::unsound(at, problem))
+            }
             Outcome::NoRanges => Err(CacheError::Remote(RemoteError::Nonsense {
                 registry: self.at.clone(),
                 what: at.to_owned(),

@@ -7,6 +7,7 @@ use smolcellar_store::StoreError;
 use smolcellar_transfer::TransferError;
 
 use crate::error::RemoteError;
+use crate::text;
 
 /// The remote cache's result.
 pub type CacheResult<T, E = CacheError> = Result<T, E>;
@@ -21,7 +22,7 @@ pub enum CacheError {
     Unsound {
         /// The reference.
         at: String,
-        /// What is wrong with it.
+        /// What is wrong with it, fit to be shown.
         problem: String,
     },
     /// No artifact, or more than one, is called so.
@@ -71,6 +72,12 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// [`CacheError::Unsound`]; `problem` may quote what came, and is made fit to
+    /// be shown.
+    pub(crate) fn unsound(at: impl Into<String>, problem: impl AsRef<str>) -> Self {
+        Self::Unsound { at: at.into(), problem: text::problem(problem.as_ref()) }
+    }
+
     /// Whether it concerns one entry and nothing else: others may be asked for.
     pub fn is_of_one_entry(&self) -> bool {
         match self {
@@ -183,6 +190,13 @@ mod tests {
             assert!(matches!(breaker.write::<()>(|| Err(refused(status))), Some(Err(_))));
             assert_eq!((breaker.reads(), breaker.writes()), (reads, false), "{status}");
         }
+    }
+
+    #[test]
+    fn what_is_quoted_of_the_registry_steers_no_terminal() {
+        let error = CacheError::unsound("r", "unknown field `\u{1b}]0;x\u{7}\u{202e}`…");
+        assert!(error.to_string().contains("`\\u{1b}]0;x\\u{7}\\u{202e}`…;"), "{error}");
+        assert!(CacheError::unsound("r", "x".repeat(1 << 20)).to_string().len() < 2000);
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use smolcellar_oci::{Selector, Tag};
-use smolcellar_store::MachineKey;
+use smolcellar_store::{Digest, MachineKey};
 
 use crate::artifact::{self, Content, Named, Remote};
 use crate::cache::Cache;
 use crate::cache_error::{CacheError, CacheResult};
+use crate::client::Tags;
+use crate::text::{self, clip};
 
 /// Manifests that are asked for at a time.
 const CONNECTIONS: usize = 8;
@@ -20,6 +22,8 @@ const MOST: usize = 10_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The fewest digits that name an artifact.
 const LEAST: usize = 4;
+/// The most characters of a platform's name that are shown.
+const SHOWN: usize = 80;
 
 /// A tag, and what is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,12 +37,12 @@ pub struct Listed {
     /// The file's size in bytes.
     pub size: Option<u64>,
     /// The file's SHA-256: equal ones take their place once.
-    pub sha256: Option<smolcellar_store::Digest>,
-    /// The guest's platform.
+    pub sha256: Option<Digest>,
+    /// The guest's platform, fit to be shown.
     pub platform: Option<String>,
     /// When it was built, by whoever pushed it: seconds since 1970.
     pub built_at: Option<u64>,
-    /// What is wrong with it, if something is.
+    /// What is wrong with it, if something is; fit to be shown.
     pub problem: Option<String>,
 }
 
@@ -51,6 +55,8 @@ pub struct Listing {
     pub pointers: usize,
     /// How many tags were left out, being too many.
     pub left_out: usize,
+    /// Whether the registry has even more, of which not even the names were read.
+    pub more: bool,
 }
 
 impl Cache {
@@ -64,10 +70,8 @@ impl Cache {
     }
 
     fn list_those(&self, wanted: impl Fn(&Tag) -> bool) -> CacheResult<Listing> {
-        let mut tags = self.client.tags()?;
-        tags.sort();
-        tags.dedup();
-        let mut listing = Listing::default();
+        let Tags { mut tags, truncated } = self.client.tags()?;
+        let mut listing = Listing { more: truncated, ..Listing::default() };
         tags.retain(|tag| {
             let pointer = matches!(artifact::named(tag), Named::Pointer(..));
             listing.pointers += usize::from(pointer);
@@ -82,7 +86,7 @@ impl Cache {
                 scope.spawn(|| {
                     while let Some(tag) = tags.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let listed = match Instant::now() < until {
-                            true => self.look(tag),
+                            true => self.inspect(tag),
                             false => problem(tag, "the registry is too slow to look into all".into()),
                         };
                         done.lock().unwrap_or_else(PoisonError::into_inner).push(listed);
@@ -95,7 +99,7 @@ impl Cache {
         Ok(listing)
     }
 
-    fn look(&self, tag: &Tag) -> Listed {
+    fn inspect(&self, tag: &Tag) -> Listed {
         match self.client.manifest(&Selector::Tag(tag.clone())) {
             Ok(Some(fetched)) => describe(tag, &fetched.bytes),
             Ok(None) => problem(tag, "it is gone".into()),
@@ -121,6 +125,14 @@ impl Cache {
                 "a key is IMAGE or IMAGE/RECIPE, the first digits of each ({LEAST} or more of the image's)"
             )));
         }
+        let none = "no artifact has such a key; `cargo xtask cache ls --remote` shows all";
+        // A whole one needs no list, which may be too long.
+        if let (Ok(image), Ok(recipe)) =
+            (Digest::parse(&format!("sha256:{image}")), Digest::parse(&format!("sha256:{recipe}")))
+        {
+            let found = self.look(&MachineKey { image, recipe })?;
+            return found.map(|found| found.key()).ok_or_else(|| refuse(none.into()));
+        }
         // Of a long one, the tag has only the beginning.
         let begins = |tag: &str, part: &str| tag.starts_with(part) || part.starts_with(tag);
         let listing = self.list_those(|tag| match artifact::named(tag) {
@@ -132,9 +144,12 @@ impl Cache {
         let keys: Vec<_> = listing.entries.iter().filter_map(|entry| entry.key).filter(fits).collect();
         match (keys.as_slice(), listing.entries.iter().find_map(|entry| entry.problem.as_ref())) {
             ([key], _) => Ok(*key),
-            ([], None) => {
-                Err(refuse("no artifact has such a key; `cargo xtask cache ls --remote` shows all".into()))
-            }
+            ([], None) if listing.more || listing.left_out > 0 => Err(refuse(
+                "none of those that were looked into has such a key, and there are more tags than can be; give the \
+                 whole key"
+                    .into(),
+            )),
+            ([], None) => Err(refuse(none.into())),
             ([], Some(problem)) => Err(refuse(format!("one may, but {problem}"))),
             (several, _) => {
                 let names: Vec<_> = several.iter().take(8).map(|key| format!("\n  {key}")).collect();
@@ -145,13 +160,13 @@ impl Cache {
 }
 
 /// What a tag's manifest says.
-fn describe(tag: &Tag, bytes: &[u8]) -> Listed {
+pub(crate) fn describe(tag: &Tag, bytes: &[u8]) -> Listed {
     let remote = match artifact::parse(bytes) {
         Ok(Content::Machine(remote)) => *remote,
         Ok(Content::Index(manifests)) => {
             let platforms = manifests.iter().filter_map(|one| one.platform.as_ref());
             let names: Vec<_> = platforms.map(|has| format!("{}/{}", has.os, has.architecture)).collect();
-            return Listed { platform: Some(names.join(",")), ..empty(tag) };
+            return Listed { platform: Some(clip(&names.join(","), SHOWN)), ..empty(tag) };
         }
         Ok(Content::Pointer { .. }) => return problem(tag, "it is a pointer of another name".into()),
         Err(text) => return problem(tag, text),
@@ -163,7 +178,8 @@ fn describe(tag: &Tag, bytes: &[u8]) -> Listed {
     if matches!(artifact::named(tag), Named::Machine(..)) && artifact::machine_tag(&key) != *tag {
         return problem(tag, format!("it is the artifact {key}"));
     }
-    let platform = receipt.inputs.get("platform").and_then(|value| value.as_str()).map(str::to_owned);
+    let platform =
+        receipt.inputs.get("platform").and_then(|value| value.as_str()).map(|name| clip(name, SHOWN));
     Listed { key: Some(key), agent: Some(receipt.agent), size, sha256, platform, built_at, ..empty(tag) }
 }
 
@@ -181,5 +197,5 @@ fn empty(tag: &Tag) -> Listed {
 }
 
 fn problem(tag: &Tag, problem: String) -> Listed {
-    Listed { problem: Some(problem), ..empty(tag) }
+    Listed { problem: Some(text::problem(&problem)), ..empty(tag) }
 }

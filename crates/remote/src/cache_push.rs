@@ -101,7 +101,7 @@ impl Cache {
     pub fn image_of(&self, seen: &Digest, recipe: &Digest) -> CacheResult<Option<ImageId>> {
         let tag = artifact::pointer_tag(seen, recipe);
         let Some(fetched) = self.client.manifest(&Selector::Tag(tag.clone()))? else { return Ok(None) };
-        let unsound = |problem: String| CacheError::Unsound { at: format!("{}:{tag}", self.at), problem };
+        let unsound = |problem: String| CacheError::unsound(format!("{}:{tag}", self.at), problem);
         match artifact::parse(&fetched.bytes).map_err(unsound)? {
             Content::Pointer { seen: of, key } if of == *seen && key.recipe == *recipe => {
                 Ok(Some(ImageId(key.image)))

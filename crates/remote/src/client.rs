@@ -1,7 +1,7 @@
 //! One repository of one registry: requests that are let in and follow
 //! redirects, and the small things: manifests, tags.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,9 +22,13 @@ const HOPS: u32 = 5;
 /// How often a request is let in anew: tokens end in the middle of things.
 const RENEWALS: u32 = 3;
 /// How many pages of tags are read.
-const PAGES: usize = 100;
+const PAGES: usize = 1000;
 /// The largest page of tags, in bytes.
 const MAX_PAGE: usize = 4 << 20;
+/// The most tags of a repository that are kept: some 40 MiB.
+const MAX_TAGS: usize = 200_000;
+/// The most bytes of a repository's pages that are read.
+const MAX_PAGES: usize = 32 << 20;
 
 /// One repository of one registry (OCI distribution specification 1.1). Cheap
 /// to clone; clones share connections and tokens. Usable from many threads.
@@ -46,6 +50,15 @@ pub struct Fetched {
     pub media_type: String,
     /// The digest of the bytes, computed here.
     pub digest: Digest,
+}
+
+/// A repository's tags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tags {
+    /// Each once, in order.
+    pub tags: Vec<Tag>,
+    /// Whether there are others: too many to be read.
+    pub truncated: bool,
 }
 
 impl fmt::Debug for Client {
@@ -295,22 +308,27 @@ impl Client {
         })
     }
 
-    /// All tags, page by page, 100 pages at most; none of a repository that is
-    /// not there. What is no tag is left out.
+    /// The tags, page by page, as far as there are no more than 200,000 of them
+    /// in 1000 pages of 32 MiB in all; none of a repository that is not there.
+    /// What is no tag is left out.
     ///
     /// # Errors
     /// [`RemoteError`]; within [`Options::lookup`].
-    pub fn tags(&self) -> Result<Vec<Tag>> {
+    pub fn tags(&self) -> Result<Tags> {
         #[derive(Deserialize)]
         struct Page {
             tags: Option<Vec<String>>,
         }
-        let (mut tags, mut seen) = (Vec::new(), HashSet::new());
+        // Pages may overlap.
+        let mut tags = BTreeSet::new();
+        let (mut pages, mut bytes_left, mut truncated) = (0, MAX_PAGES, false);
         let mut next = Some(self.at("tags/list?n=1000"));
-        let lookup = Retry::lookup(self.options());
-        lookup.run(|retry| {
-            for _ in 0..PAGES {
-                let Some(url) = next.clone() else { break };
+        Retry::lookup(self.options()).run(|retry| {
+            while let Some(url) = next.clone() {
+                if pages == PAGES || tags.len() == MAX_TAGS || bytes_left == 0 {
+                    truncated = true;
+                    break;
+                }
                 let ask = Ask::new("GET", url, format!("the tags of {}", self.0.repository))
                     .until(retry.deadline());
                 let (mut answer, ask) = self.call(ask, &self.scopes(Right::Pull), None)?;
@@ -320,11 +338,16 @@ impl Client {
                     _ => return Err(self.refusal(answer, &ask)),
                 }
                 let bytes = answer.small(MAX_PAGE)?;
+                (pages, bytes_left) = (pages + 1, bytes_left.saturating_sub(bytes.len()));
                 let page: Page = serde_json::from_slice(&bytes)
                     .map_err(|_| answer.nonsense(&ask, "something that is no list of tags"))?;
-                let found = page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok());
-                // Pages may overlap.
-                tags.extend(found.filter(|tag| seen.insert(tag.clone())));
+                for tag in page.tags.into_iter().flatten().filter_map(|tag| Tag::parse(&tag).ok()) {
+                    if tags.len() < MAX_TAGS {
+                        tags.insert(tag);
+                    } else if !tags.contains(&tag) {
+                        truncated = true;
+                    }
+                }
                 // No other server's pages are this repository's.
                 let link = answer.header("Link").and_then(next_link).map(str::to_owned);
                 let following = link.and_then(|link| ask.url.join(&link).ok());
@@ -334,7 +357,7 @@ impl Client {
             }
             Ok(())
         })?;
-        Ok(tags)
+        Ok(Tags { tags: tags.into_iter().collect(), truncated })
     }
 
     /// The address of a blob.

@@ -28,6 +28,9 @@ const CONNECTIONS: usize = 4;
 const COPIERS: usize = 1;
 /// What a transfer may take before its rate counts.
 const START: Duration = Duration::from_secs(20);
+/// The longest that a transfer may take whose rate counts, whatever size a
+/// manifest claims: others wait for what it is about.
+const MOST: Duration = Duration::from_secs(600);
 /// Bytes copied at a time: they stay in a core's own cache.
 const PIECE: usize = 1 << 18;
 
@@ -53,9 +56,9 @@ pub(crate) struct Patience<'a> {
 
 impl<'a> Patience<'a> {
     /// So long as whoever waits wants to; and with `least`, so long as these
-    /// bytes take at that many a second, after a start of [`START`].
+    /// bytes take at that many a second, after a start of [`START`], and [`MOST`] at most.
     pub(crate) fn new(reporter: &'a dyn Reporter, bytes: u64, least: Option<u64>) -> Self {
-        let long = |least: u64| START + Duration::from_secs(bytes / least.max(1));
+        let long = |least: u64| START.saturating_add(Duration::from_secs(bytes / least.max(1))).min(MOST);
         Self { reporter, within: least.map(|least| (Instant::now(), long(least))) }
     }
 
@@ -118,6 +121,7 @@ impl Assembly<'_> {
         parts.write_at(self.tail, tail_at).map_err(StoreError::io("write", parts.path()))?;
         (self.advance)(self.tail.len() as u64);
         let work = Work { failed: Mutex::new(None), stop: AtomicBool::new(false) };
+        let no_ranges = AtomicBool::new(false);
         let (next_copy, next_range) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..COPIERS.min(plan.copies.len()) {
@@ -130,17 +134,21 @@ impl Assembly<'_> {
                 scope.spawn(|| {
                     work.each(ranges, &next_range, |range| match self.fetch(range, &parts)? {
                         Ranged::Done => Ok(()),
-                        // It did before.
-                        Ranged::NoRanges => Err(CacheError::Unsound {
-                            at: self.layer.digest.to_string(),
-                            problem: "the registry stopped serving ranges".into(),
-                        }),
+                        // It did before; another server of the registry's, perhaps.
+                        Ranged::NoRanges => {
+                            no_ranges.store(true, Ordering::Relaxed);
+                            work.stop.store(true, Ordering::Relaxed);
+                            Ok(())
+                        }
                     });
                 });
             }
         });
         if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
+        }
+        if no_ranges.into_inner() {
+            return Ok(Outcome::NoRanges);
         }
         self.finish(parts, &sum)
     }
@@ -180,10 +188,9 @@ impl Assembly<'_> {
             }
             let length = piece.len().min(usize::try_from(copy.length - done).unwrap_or(usize::MAX));
             let piece = &mut piece[..length];
-            local.read_at(piece, copy.from + done).map_err(|error| CacheError::Unsound {
-                at: "an artifact at hand".into(),
-                problem: error.to_string(),
-            })?;
+            local
+                .read_at(piece, copy.from + done)
+                .map_err(|error| CacheError::unsound("an artifact at hand", error.to_string()))?;
             parts.write_at(piece, copy.at + done).map_err(StoreError::io("write", parts.path()))?;
             (self.advance)(length as u64);
             done += length as u64;
@@ -241,5 +248,19 @@ impl Write for InOrder<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smolcellar_store::Quiet;
+
+    #[test]
+    fn nobody_waits_for_hours_for_a_size_that_a_manifest_claims() {
+        let long = |bytes, least| Patience::new(&Quiet, bytes, least).within.map(|(_, long)| long);
+        assert_eq!(long(100 << 20, Some(1 << 20)), Some(START + Duration::from_secs(100)));
+        assert_eq!(long(u64::MAX, Some(1)), Some(MOST));
+        assert_eq!(long(u64::MAX, None), None);
     }
 }

@@ -327,8 +327,12 @@ impl Answer {
         self.refused(ask, &body)
     }
 
-    /// This answer as an error, its body read already.
+    /// This answer as an error, its body read already. Only 4xx and 5xx refuse
+    /// anything; what else was not hoped for makes no sense.
     pub(crate) fn refused(&self, ask: &Ask, body: &[u8]) -> RemoteError {
+        if self.status < 400 {
+            return self.nonsense(ask, format!("with status {}, which is no answer to that", self.status));
+        }
         RemoteError::Refused {
             registry: self.who.clone(),
             what: ask.what.clone(),

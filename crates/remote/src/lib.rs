@@ -24,7 +24,7 @@ mod retry;
 mod text;
 mod url;
 
-pub use client::{Client, Fetched};
+pub use client::{Client, Fetched, Tags};
 pub use error::{RemoteError, Result};
 pub use image::{Count, PushedImage, is_pushable, push_image};
 pub use options::{Options, Secret};
@@ -40,7 +40,7 @@ mod delta_fetch;
 mod delta_local;
 pub mod delta_plan;
 
-pub use cache::{Cache, Pull, Pulled};
+pub use cache::{Cache, Found, Pull, Pulled};
 pub use cache_error::{Breaker, CacheError, CacheResult};
 pub use cache_list::{Listed, Listing};
 pub use cache_push::Push;

@@ -3,19 +3,45 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use smolcellar_oci::{Registry, Repository};
 use smolcellar_run::{Invocation, Limits, RunError};
 
-use crate::error::{RemoteError, Result};
+use crate::error::RemoteError;
 use crate::login_file::{Login, LoginFile, MAX_FILE, Place};
 use crate::options::{Options, Secret};
 use crate::text::clip;
 
 /// How long a credential helper may take: some ask a person to unlock something.
 const HELPER: Duration = Duration::from_secs(60);
+
+/// How long a helper may take here.
+fn helper_time(options: &Options, deadline: Option<Instant>) -> Duration {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    HELPER.min(options.lookup).min(left.unwrap_or(HELPER))
+}
+
+/// Why a login could not be looked for. Kept: all who ask hear of the one try.
+#[derive(Debug, Clone)]
+pub(crate) enum Failure {
+    /// [`RemoteError::CredentialFile`].
+    File { path: PathBuf, problem: String },
+    /// [`RemoteError::Helper`].
+    Helper { registry: String, helper: String, path: PathBuf, problem: String },
+}
+
+impl From<Failure> for RemoteError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::File { path, problem } => Self::CredentialFile { path, problem },
+            Failure::Helper { registry, helper, path, problem } => {
+                Self::Helper { registry, helper, path, problem }
+            }
+        }
+    }
+}
 
 /// A login, and where it is from: for messages.
 #[derive(Debug, Clone)]
@@ -27,10 +53,26 @@ pub(crate) struct Found {
 
 /// The login for a repository.
 ///
+/// Helpers have until `deadline`, and no longer than one look-up.
+///
 /// # Errors
-/// [`RemoteError::CredentialFile`], [`RemoteError::Helper`].
-pub(crate) fn find(registry: &Registry, repository: &Repository, options: &Options) -> Result<Found> {
+/// [`Failure`].
+pub(crate) fn find(
+    registry: &Registry,
+    repository: &Repository,
+    options: &Options,
+    deadline: Option<Instant>,
+) -> Result<Found, Failure> {
     let host = registry.host();
+    if options.no_login {
+        return Ok(Found {
+            login: None,
+            remedy: format!(
+                "no login was sent: only the project's configuration says that {host} is spoken to in the clear; write \
+                 https:// there, or name the registry yourself, with --remote or in SMOLCELLAR_REMOTE"
+            ),
+        });
+    }
     if let Some((user, password)) = &options.login {
         let login = Some(Login::Password(user.clone(), password.clone()));
         let user = clip(user, 60);
@@ -42,11 +84,13 @@ pub(crate) fn find(registry: &Registry, repository: &Repository, options: &Optio
     let paths = files();
     for path in &paths {
         let Some(file) = read(path)? else { continue };
-        let wrong = |problem| RemoteError::CredentialFile { path: path.clone(), problem };
+        let wrong = |problem| Failure::File { path: path.clone(), problem };
         for place in file.places(host, repository).map_err(wrong)? {
             let login = match place {
                 Place::Here(login) => Some(login),
-                Place::Helper { name, server } => ask(registry, &name, &server, path)?,
+                Place::Helper { name, server } => {
+                    ask(registry, &name, &server, path, helper_time(options, deadline))?
+                }
             };
             if let Some(login) = login {
                 let who = match &login {
@@ -85,8 +129,8 @@ fn files() -> Vec<PathBuf> {
     files
 }
 
-fn read(path: &Path) -> Result<Option<LoginFile>> {
-    let wrong = |problem: String| RemoteError::CredentialFile { path: path.to_owned(), problem };
+fn read(path: &Path) -> Result<Option<LoginFile>, Failure> {
+    let wrong = |problem: String| Failure::File { path: path.to_owned(), problem };
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error)
@@ -116,9 +160,15 @@ struct Answer {
 }
 
 /// Asks a helper; `None` if it knows nobody.
-fn ask(registry: &Registry, name: &str, server: &str, path: &Path) -> Result<Option<Login>> {
+fn ask(
+    registry: &Registry,
+    name: &str,
+    server: &str,
+    path: &Path,
+    within: Duration,
+) -> Result<Option<Login>, Failure> {
     let helper = format!("docker-credential-{name}");
-    let wrong = |problem: String| RemoteError::Helper {
+    let wrong = |problem: String| Failure::Helper {
         registry: registry.host().to_owned(),
         helper: helper.clone(),
         path: path.to_owned(),
@@ -131,7 +181,7 @@ fn ask(registry: &Registry, name: &str, server: &str, path: &Path) -> Result<Opt
         env: Vec::new(),
         stray: None,
     };
-    let result = invocation.converse(Limits::within(HELPER), |stdin| stdin.write_all(server.as_bytes()));
+    let result = invocation.converse(Limits::within(within), |stdin| stdin.write_all(server.as_bytes()));
     let captured = result.map_err(|error| match error {
         RunError::Spawn { .. } => {
             wrong("it cannot be run; install it, or take its name out of the file".into())
@@ -153,4 +203,32 @@ fn ask(registry: &Registry, name: &str, server: &str, path: &Path) -> Result<Opt
         "<token>" => Some(Login::Identity(Secret::new(parsed.secret))),
         _ => Some(Login::Password(parsed.username, Secret::new(parsed.secret))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_has_no_more_time_than_who_asked_has() {
+        let patient = Options::patient(Duration::from_secs(600));
+        assert_eq!(helper_time(&patient, None), HELPER);
+        let hasty = Options::patient(Duration::from_secs(10));
+        assert_eq!(helper_time(&hasty, None), Duration::from_secs(10));
+        let soon = Instant::now() + Duration::from_secs(2);
+        assert!(helper_time(&hasty, Some(soon)) <= Duration::from_secs(2));
+        assert_eq!(helper_time(&hasty, Some(Instant::now())), Duration::ZERO);
+    }
+
+    #[test]
+    fn where_no_login_may_go_none_is_looked_for_and_the_remedy_says_why() {
+        let (registry, repository) =
+            (Registry::parse("http://h.x").unwrap(), Repository::parse("a/b").unwrap());
+        let login = Some(("u".to_owned(), Secret::new("needle")));
+        let options = Options { no_login: true, login, ..Options::default() };
+        let found = find(&registry, &repository, &options, None).unwrap();
+        assert!(found.login.is_none());
+        assert!(found.remedy.contains("no login was sent") && !found.remedy.contains("needle"));
+        assert!(!found.remedy.contains("looked"), "{}", found.remedy);
+    }
 }

@@ -51,6 +51,10 @@ pub struct Options {
     pub transfer: Option<Duration>,
     /// Who asks, where that is not to be looked up: exactly this registry gets it.
     pub login: Option<(String, Secret)>,
+    /// No login is sent, of any kind and from anywhere, and none is looked for:
+    /// for a registry that is spoken to in the clear because something that is
+    /// not the user's own says so. What it refuses then says why.
+    pub no_login: bool,
 }
 
 impl Options {
@@ -66,6 +70,7 @@ impl Options {
             lookup: patience,
             transfer: None,
             login: None,
+            no_login: false,
         }
     }
 }

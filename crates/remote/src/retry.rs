@@ -12,6 +12,9 @@ const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(10);
 /// How often somebody who cannot be reached at all is tried again.
 const UNREACHABLE: u32 = 2;
+/// Longer than anybody waits; what a registry names beyond it is no time that
+/// clocks can be set to.
+const NEVER: Duration = Duration::from_secs(86_400);
 
 /// The tries of one operation.
 #[derive(Debug)]
@@ -79,7 +82,7 @@ impl Retry {
             wanted.unwrap_or_else(|| jittered(FIRST * 2_u32.pow(self.failures.min(8)))).max(FIRST / 2);
         self.failures += 1;
         let end = self.deadline.map_or(self.until, |deadline| deadline.min(self.until));
-        if Instant::now() + pause >= end {
+        if pause >= end.saturating_duration_since(Instant::now()) {
             return Err(error);
         }
         std::thread::sleep(pause);
@@ -110,7 +113,7 @@ fn jittered(pause: Duration) -> Duration {
 /// `Retry-After` in seconds (RFC 9110, section 10.2.3). A date is not read: no
 /// decision hangs on clocks here.
 pub(crate) fn retry_after(header: &str) -> Option<Duration> {
-    header.trim().parse().ok().map(Duration::from_secs)
+    header.trim().parse().ok().map(|seconds| Duration::from_secs(seconds).min(NEVER))
 }
 
 #[cfg(test)]
@@ -140,9 +143,12 @@ mod tests {
     #[test]
     fn nobody_waits_longer_than_the_bound_for_who_says_come_back_next_year() {
         let began = Instant::now();
-        let year = Duration::from_secs(365 * 86_400);
+        for long in ["31536000", "18446744073709551615"] {
+            let mut retry = Retry::transfer(&Options::default());
+            assert!(retry.again(refused(429, retry_after(long))).is_err(), "{long}");
+        }
         let mut retry = Retry::transfer(&Options::default());
-        assert!(retry.again(refused(429, Some(year))).is_err());
+        assert!(retry.again(refused(429, Some(Duration::MAX))).is_err());
         let mut lookup = Retry::lookup(&Options { lookup: Duration::from_millis(50), ..Options::default() });
         assert!(lookup.again(refused(503, None)).is_err());
         assert!(began.elapsed() < Duration::from_secs(1));

@@ -5,7 +5,16 @@ use serde::Deserialize;
 /// The most characters of a registry's message that an error shows.
 const SHOWN: usize = 300;
 
-/// The beginning of a text, without anything that steers a terminal.
+/// The most characters of a problem that is told of something foreign.
+const PROBLEM: usize = 600;
+
+/// What is wrong with something foreign: such texts quote what they are about.
+pub(crate) fn problem(text: &str) -> String {
+    clip(text, PROBLEM)
+}
+
+/// The beginning of a text, without anything that steers a terminal. What was
+/// clipped once stays as it is.
 pub(crate) fn clip(text: &str, most: usize) -> String {
     let mut clipped = String::new();
     for (count, c) in text.chars().enumerate() {
@@ -16,7 +25,7 @@ pub(crate) fn clip(text: &str, most: usize) -> String {
         match c {
             '\n' | '\r' | '\t' => clipped.push(' '),
             // Direction marks and their like hide what they are in.
-            c if c.is_control() || !c.is_ascii() && !c.is_alphanumeric() => {
+            c if c.is_control() || !c.is_ascii() && !c.is_alphanumeric() && c != '…' => {
                 clipped.extend(c.escape_unicode())
             }
             c => clipped.push(c),

@@ -105,7 +105,7 @@ impl Header {
     pub(crate) fn parse(bytes: &[u8], what: &str) -> Result<Self, HeaderError> {
         use smolcellar_store::StoreError;
         let header: Self = fsio::unseal(bytes, Path::new(what), SCHEMA).map_err(|error| match error {
-            StoreError::Damaged { problem, .. } => HeaderError::Bad(problem),
+            StoreError::Damaged { problem, .. } => HeaderError::Bad(shown(&problem)),
             other => HeaderError::Store(other),
         })?;
         header.check().map_err(HeaderError::Bad)?;
@@ -242,7 +242,7 @@ impl MachineEntry {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let entry: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let entry: Self = serde_json::from_str(text).map_err(|error| shown(&error.to_string()))?;
         entry.check()?;
         match entry.to_text() == text {
             true => Ok(entry),
@@ -286,6 +286,14 @@ const NATIVE: &str = "native";
 
 /// The same for what was imported without a receipt.
 pub(crate) const FOREIGN: &str = "foreign";
+
+/// What a parser says of foreign text, fit to be shown: it quotes that text.
+fn shown(problem: &str) -> String {
+    // Direction marks and their like hide what they are in.
+    let plain = |c: char| !c.is_control() && (c.is_ascii() || c.is_alphanumeric());
+    let visible = |c: char| if plain(c) { c.to_string() } else { c.escape_unicode().to_string() };
+    problem.chars().take(300).map(visible).collect()
+}
 
 /// Why a header is refused.
 #[derive(Debug)]
@@ -425,6 +433,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_quoted_of_a_receipt_or_a_header_steers_no_terminal(name in "[\u{0}-\u{1f}\u{80}-\u{9f}\u{202e}a]{1,9}") {
+            let plain = |text: &str| !text.chars().any(|c| c.is_control() || c == '\u{202e}');
+            let mut receipt = serde_json::to_value(&sample().machines[0]).unwrap();
+            receipt[&name] = Value::from(1);
+            let problem = MachineEntry::parse(&receipt.to_string()).unwrap_err();
+            prop_assert!(problem.contains("unknown field") && plain(&problem), "{problem:?}");
+            let mut header = serde_json::to_value(sample()).unwrap();
+            header[&name] = Value::from(1);
+            let bytes = fsio::seal(&header, Path::new("x")).unwrap();
+            match Header::parse(&bytes, "x") {
+                Err(HeaderError::Bad(problem)) => prop_assert!(plain(&problem), "{problem:?}"),
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
             let _ = Header::parse(&bytes, "x");
