@@ -45,11 +45,48 @@ fn main() {
     put("remote", "manifest", &manifest);
     put("remote", "receipt", receipt.as_bytes());
     put("remote", "pointer", &pointer());
+    put("registries", "manifest", &manifest);
+    for (number, text) in registries().iter().enumerate() {
+        put("registries", &format!("text-{number:02}"), text.as_bytes());
+    }
 }
 
 const INSPECT: &str =
     r#"{"Id":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","Size":5}"#;
 const LS: &str = r#"[{"name":"m","state":"running","pid":7}]"#;
+
+/// What registries and their clients say, and are told: one thing of each kind.
+fn registries() -> Vec<String> {
+    let digest = smolcellar_store::Digest::of(b"blob");
+    let fixed = [
+        r#"Bearer realm="https://a.x/token",service="r",scope="repository:a/b:pull,push", Basic realm="\"q\"""#,
+        r#"{"auths":{"h.x:5000":{"auth":"dTpw"},"https://index.docker.io/v1/":{"username":"u","password":"p"},"h.x:5000/team":{"identitytoken":"i"}}}"#,
+        r#"{"credHelpers":{"h.x:5000":"lab"},"credsStore":"pass"}"#,
+        r#"{"errors":[{"code":"DENIED","message":"no way","detail":{}}]}"#,
+        r#"</v2/a/tags/list?n=2&last=b>; rel="next""#,
+        "/v2/a/blobs/uploads/1?x=y\nhttps://h.x:443/v2/",
+        "https://s.y:444/p?signature=z#f\nhttps://h.x/v2/a",
+        "bytes 0-9/10",
+        "bytes=2-5\n10",
+        "bytes=-3\n10",
+        "0-9",
+        "digest=sha256%3Aab&mount=x&from=a/b&n=5",
+        "/v2/_catalog",
+        "/v2/a/b/tags/list",
+        "/v2/a/blobs/uploads/0f",
+        "127.0.0.1:5000\nhttp://localhost:5000/v2/",
+        "localhost:5000",
+        "[::1]:5000",
+        "http://[::1]:5000/team/agent:v1",
+    ];
+    let named = [
+        format!("h.x:5000/team/agent:v1@{digest}"),
+        format!("/v2/a/manifests/{digest}"),
+        format!("/v2/a/referrers/{digest}"),
+        digest.to_string(),
+    ];
+    fixed.map(str::to_owned).into_iter().chain(named).collect()
+}
 
 fn pax(records: &[u8]) -> Entry {
     Entry { kind: EntryType::XHeader, ..file("PaxHeaders", records) }

@@ -14,7 +14,7 @@ pub enum RegistryError {
     /// The address is none.
     #[error("'{text}' is no address to serve at: {problem}")]
     Address {
-        /// What was given.
+        /// What was given, fit to be shown.
         text: String,
         /// What is wrong with it.
         problem: &'static str,

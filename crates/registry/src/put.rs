@@ -171,7 +171,7 @@ fn is_foreign(layer: &Descriptor) -> bool {
 }
 
 /// The type that a manifest has, by its own words and its sender's.
-fn media_type(manifest: &Manifest, content_type: Option<&str>) -> Result<String, Problem> {
+pub(crate) fn media_type(manifest: &Manifest, content_type: Option<&str>) -> Result<String, Problem> {
     let said = content_type.map(|said| said.split(';').next().unwrap_or_default().trim());
     let said = said.filter(|said| !said.is_empty());
     let own = manifest.media_type.as_deref().filter(|own| !own.is_empty());
@@ -181,11 +181,33 @@ fn media_type(manifest: &Manifest, content_type: Option<&str>) -> Result<String,
             "MANIFEST_INVALID",
             "its mediaType and its Content-Type are not the same",
         )),
-        (Some(kind), _) | (None, Some(kind)) => match kind.len() <= 255 && kind.is_ascii() {
+        // It is said in a header to whoever pulls.
+        (Some(kind), _) | (None, Some(kind)) => match is_media_type(kind) {
             true => Ok(kind.to_owned()),
             false => Err(Problem::bad("MANIFEST_INVALID", "its media type is none")),
         },
         (None, None) if manifest.manifests.is_some() => Ok(media::INDEX.into()),
         (None, None) => Ok(media::MANIFEST.into()),
+    }
+}
+
+/// Whether this can be a media type in a header: 255 bytes at most that RFC 9110,
+/// section 5.5, lets a value have.
+fn is_media_type(kind: &str) -> bool {
+    kind.len() <= 255 && kind.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_that_no_header_can_say_is_none() {
+        let typed = |kind: &str| media_type(&Manifest::new(kind), None).map_err(|problem| problem.status);
+        assert_eq!(typed(media::INDEX), Ok(media::INDEX.to_owned()));
+        assert_eq!(typed(""), Ok(media::MANIFEST.to_owned()));
+        for bad in ["a/b\nc: d", "a/b\r\n", "a/\u{1b}", "a/é", &"a".repeat(256)] {
+            assert_eq!(typed(bad), Err(StatusCode::BAD_REQUEST), "{bad:?}");
+        }
     }
 }

@@ -101,7 +101,8 @@ fn room() -> usize {
 /// # Errors
 /// [`RegistryError::Address`], [`RegistryError::NotLoopback`].
 pub fn parse_addr(text: &str) -> Result<SocketAddr> {
-    let refuse = |problem| RegistryError::Address { text: text.chars().take(100).collect(), problem };
+    let clipped = || text.chars().take(100).flat_map(char::escape_debug).collect();
+    let refuse = |problem| RegistryError::Address { text: clipped(), problem };
     let addr = match text.strip_prefix("localhost:") {
         Some(port) => {
             let digits = crate::range::number(port).and_then(|port| u16::try_from(port).ok());
@@ -378,6 +379,7 @@ mod tests {
         {
             assert!(matches!(parse_addr(text), Err(RegistryError::Address { .. })), "{text}");
         }
+        assert!(!parse_addr("\u{1b}[2J:1").unwrap_err().to_string().contains('\u{1b}'));
     }
 
     proptest! {

@@ -93,12 +93,13 @@ impl Digest {
     }
 }
 
-/// Keeps a hostile text from filling a terminal.
+/// Keeps a hostile text from filling a terminal, or steering it.
 fn clip(text: &str) -> String {
-    match text.char_indices().nth(100) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+    let mut clipped: String = text.chars().take(100).flat_map(char::escape_debug).collect();
+    if text.chars().nth(100).is_some() {
+        clipped.push('…');
     }
+    clipped
 }
 
 impl fmt::Display for Digest {
@@ -221,6 +222,9 @@ mod tests {
             assert!(Digest::parse(bad).is_err(), "{bad:?} was accepted");
         }
         assert!(Digest::parse(&EMPTY.replace("e3b0", "E3B0")).is_err());
+        for steers in ["\u{1b}[2J", "sha256:\u{1b}[2J"] {
+            assert!(!Digest::parse(steers).unwrap_err().to_string().contains('\u{1b}'));
+        }
         assert!(Digest::parse(&EMPTY.replace("e3b0", "../.")).is_err());
     }
 

@@ -16,7 +16,7 @@ use crate::host;
 use crate::session::Session;
 
 /// The programs in `tests/fuzz/src/bin`.
-const TARGETS: [&str; 5] = ["answers", "archive", "artifact", "layer", "remote"];
+const TARGETS: [&str; 6] = ["answers", "archive", "artifact", "layer", "registries", "remote"];
 
 pub(crate) fn run(session: &Session, args: &Fuzz) -> Result<u8> {
     let say = |text: &str| session.progress.report(Event::Note { text });
