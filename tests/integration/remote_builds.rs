@@ -203,8 +203,7 @@ fn a_remote_in_any_trouble_costs_one_warning_and_never_the_build() {
     let laptop = Laptop::new("read only");
     proxy.mend();
     proxy.fault("POST", "/v2/", 0, usize::MAX, Fault::status(403));
-    let other = format!("[agent.z]\ncontext = \"z\"\n[agent.a]\ncontext = \"ctx\"\n");
-    laptop.cellar.write("smolcellar.toml", &other);
+    laptop.cellar.write("smolcellar.toml", "[agent.z]\ncontext = \"z\"\n[agent.a]\ncontext = \"ctx\"\n");
     laptop.cellar.write("z/Dockerfile", "FROM scratch\n");
     let words = ["build-agent", "z", "a", "--remote", &remote, "--remote-mode", "rw"];
     let built = laptop.run(words);

@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde::Serialize;
 use smolcellar_oci::ImageId;
 use smolcellar_pipeline::{Elsewhere, Outcome, Pulled, StageName, StageStatus};
-use smolcellar_remote::{Breaker, Cache, CacheResult, Client, Options, Pull, Push};
+use smolcellar_remote::{Breaker, Cache, CacheResult, Client, Options, Push};
 use smolcellar_store::{Digest, Event, Lookup, Machine, MachineKey, Reporter, Store, UseLock};
 
 use crate::args::RemoteArgs;
@@ -212,21 +212,16 @@ impl Elsewhere for Remote<'_> {
     }
 
     fn fetch(&self, store: &Store, key: &MachineKey, agent: &str) -> Option<Pulled> {
-        if !self.breaker.reads() {
-            return None;
-        }
+        // Before the lock: nobody waits for an answer that somebody else may not get.
+        let found = self.ask(|| self.cache.look(key)).flatten()?;
         let progress = &self.session.progress;
         // Of many that want it, one gets it. Who cannot have the lock finds out again when it builds.
         let lock = store.lock_build(&key.lock_name(), progress).ok()?;
         if matches!(store.machine(key, false), Ok(Lookup::Hit(_))) {
             return None;
         }
-        match self.ask(|| self.cache.pull(store, key, Some(agent), &lock, progress))? {
-            Pull::Missing => None,
-            Pull::Done(pulled) => {
-                Some(Pulled { from: self.place.to_string(), fetched: pulled.fetched, reused: pulled.reused })
-            }
-        }
+        let pulled = self.ask(|| self.cache.pull_found(store, found, Some(agent), &lock, progress))?;
+        Some(Pulled { from: self.place.to_string(), fetched: pulled.fetched, reused: pulled.reused })
     }
 }
 

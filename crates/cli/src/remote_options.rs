@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use smolcellar_oci::Registry;
+use smolcellar_oci::{Registry, Scheme};
 use smolcellar_remote::{Cache, Options, Secret};
 
 use crate::config_remote::Place;
@@ -70,6 +70,8 @@ fn from(
         }
         None => by == NamedBy::User,
     });
+    // One line of the project's must not have anybody's login go over the network in the clear.
+    options.no_login = by == NamedBy::Project && registry.scheme() == Scheme::Http && !registry.is_loopback();
     Ok(options)
 }
 
@@ -95,6 +97,11 @@ mod tests {
         assert_eq!(of(user, &with("other.x/a")).unwrap().1, None);
         assert_eq!(of(project, &with("h.x/a")).unwrap().1, Some("u".into()));
         assert_eq!(of(project, &with("http://h.x/a")).unwrap().1, None);
+        let none = |registry: &str, by| {
+            from(Options::default(), &Registry::parse(registry).unwrap(), by, |_| None).unwrap().no_login
+        };
+        assert!(none("http://h.x", project) && !none("http://h.x", user) && !none("h.x", project));
+        assert!(!none("127.0.0.1:5000", project));
         for bad in [[(TIMEOUT, "0")], [(TIMEOUT, "soon")], [(USERNAME, "u")], [(PASSWORD, "needle")]] {
             let error = of(user, &bad).unwrap_err();
             assert!(error.is::<Usage>() && !error.to_string().contains("needle"), "{error}");

@@ -27,8 +27,11 @@ fn named<'a>(session: &'a Session, named: &str) -> Result<Remote<'a>> {
 /// What is there; what cannot be read of it is told, and is no failure.
 fn listing(session: &Session, remote: &Remote<'_>) -> Result<Listing> {
     let listing = remote.cache().list()?;
-    if listing.left_out > 0 {
-        let text = format!("{} more tags were not looked into", listing.left_out);
+    if listing.left_out > 0 || listing.more {
+        let text = match listing.more {
+            true => "the registry has more tags than are read; this is not all".to_owned(),
+            false => format!("{} more tags were not looked into", listing.left_out),
+        };
         session.progress.report(Event::Warn { text: &text });
     }
     Ok(listing)
