@@ -32,8 +32,9 @@ pub(crate) struct Paced {
     io: TokioIo<TcpStream>,
     member: Arc<Member>,
     limits: Limits,
-    /// Since when the client takes nothing, and when that is looked at again.
-    stalled: Option<(Instant, Pin<Box<Sleep>>)>,
+    /// Since when the client takes nothing, how often pieces were refused then, and
+    /// when that is looked at again.
+    stalled: Option<(Instant, u64, Pin<Box<Sleep>>)>,
 }
 
 impl Paced {
@@ -51,11 +52,11 @@ impl Paced {
             Poll::Pending => {
                 let Limits { idle, patience, pieces } = &self.limits;
                 let look = (*patience).min(*idle).max(LOOK);
-                let begin = || (Instant::now(), Box::pin(tokio::time::sleep(look)));
-                let (since, sleep) = self.stalled.get_or_insert_with(begin);
+                let begin = || (Instant::now(), pieces.refused(), Box::pin(tokio::time::sleep(look)));
+                let (since, refused, sleep) = self.stalled.get_or_insert_with(begin);
                 loop {
                     ready!(sleep.as_mut().poll(cx));
-                    let scarce = self.member.has_large() && pieces.are_out();
+                    let scarce = self.member.has_large() && pieces.are_short(*refused);
                     let left = idle.saturating_sub(since.elapsed());
                     if scarce || left.is_zero() {
                         let kind = io::ErrorKind::TimedOut;

@@ -16,6 +16,8 @@ const SMALL: usize = 32 << 10;
 const LARGE: usize = 256 << 10;
 /// So many large ones there are: 16 MiB.
 const COUNT: usize = 64;
+/// Fewer are few: what some transfers need.
+const FEW: usize = 16;
 /// So many bytes of an answer go out in small ones.
 const SLOW_START: u64 = 4 << 20;
 
@@ -28,6 +30,7 @@ struct Pool {
     free: Vec<Vec<u8>>,
     /// How many there are, lent ones included.
     made: usize,
+    refused: u64,
 }
 
 /// Some memory, given back when it is dropped.
@@ -53,10 +56,15 @@ impl Pieces {
         Piece { bytes: vec![0; length], length, pool: None }
     }
 
-    /// Whether all large ones are lent.
-    pub(crate) fn are_out(&self) -> bool {
+    /// How often there was no large one for somebody.
+    pub(crate) fn refused(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).refused
+    }
+
+    /// Whether that happened since it was `refused`, and few have come back.
+    pub(crate) fn are_short(&self, refused: u64) -> bool {
         let pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.made == COUNT && pool.free.is_empty()
+        pool.refused > refused && pool.free.len() < FEW
     }
 
     fn lend(&self) -> Option<Vec<u8>> {
@@ -65,6 +73,7 @@ impl Pieces {
             return Some(bytes);
         }
         if pool.made == COUNT {
+            pool.refused += 1;
             return None;
         }
         pool.made += 1;
