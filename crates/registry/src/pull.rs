@@ -301,7 +301,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = |n: u8| {
             let (bytes, path) = (vec![n; 8 << 20], dir.path().join(n.to_string()));
-            std::fs::write(&path, &bytes).unwrap();
+            smolcellar_store::fsio::write_atomic(dir.path(), &path, &bytes).unwrap();
             (Digest::of(&bytes), path)
         };
         let files: Vec<_> = (0..6).map(file).collect();
