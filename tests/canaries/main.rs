@@ -13,6 +13,7 @@
 
 mod beside;
 mod contention;
+mod pushes;
 
 /// A number from the environment.
 fn number(variable: &str, otherwise: u64) -> u64 {

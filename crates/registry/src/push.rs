@@ -2,7 +2,7 @@
 //! management").
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -385,9 +385,12 @@ pub(crate) async fn delete_blob(shared: &Arc<Shared>, digest: &Digest) -> Result
     writable(shared)?;
     let digest = *digest;
     at_library(shared, move |library| {
+        // Not between the moment at which a manifest's blobs are found and that at which they are published.
+        let none_put = library.putting.lock().unwrap_or_else(PoisonError::into_inner);
         if staging(library)?.forget([&digest]) {
             return Ok(empty(StatusCode::ACCEPTED));
         }
+        drop(none_put);
         Err(match library.size(&digest) {
             Some(_) => Problem::unsupported(
                 "blobs go when no manifest names them: delete those, and run `cargo xtask cache gc`",
