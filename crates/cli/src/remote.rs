@@ -241,7 +241,7 @@ pub(crate) fn not_offline(session: &Session, place: &impl std::fmt::Display) -> 
 }
 
 fn no_remote() -> anyhow::Error {
-    let text = "no remote cache is named: give --remote HOST/NAME, set SMOLCELLAR_REMOTE, or add `ref` to [remote] in \
-                the configuration";
+    let text = "no remote cache is named: give HOST/NAME (`--remote=HOST/NAME`; `--to` with push, `--from` with pull), \
+                set SMOLCELLAR_REMOTE, or add `ref` to [remote] in the configuration";
     Usage(text.into()).into()
 }

@@ -17,7 +17,7 @@ pub type CacheResult<T, E = CacheError> = Result<T, E>;
 pub enum CacheError {
     /// What is under a tag is not what the tag says, or not sound.
     #[error(
-        "{at} is not what it should be and was not used: {problem}; a build with `--remote-mode rw` replaces it"
+        "{at} is not what it should be and was not used: {problem}; remove it there if it is to be replaced"
     )]
     Unsound {
         /// The reference.
