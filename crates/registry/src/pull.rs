@@ -234,7 +234,6 @@ fn source(
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests write files")]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
